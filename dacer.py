@@ -300,9 +300,9 @@ class DiffusionPolicy(nn.Module):
         w_x = self.eps_in.weight.split(self.dims, 1)[1]
         return self.eps_out(from_obs + from_time[t] + F.linear(x, w_x))
 
-    def denoise(self, obs: Tensor, noise: Tensor) -> list[Tensor]:
+    def denoise(self, context: tuple[Tensor, Tensor], noise: Tensor) -> list[Tensor]:
         """The chain [x_T, ..., x_0] from standard normal noise (T, ..., d): x_T, then that of the first T - 1 steps."""
-        context, chain = self.context(obs), [noise[0]]  # (..., d)
+        chain = [noise[0]]  # (..., d)
         for t in reversed(range(self.T)):
             x, eps = chain[-1], self.predict_noise(context, chain[-1], t)
             x0 = (self.recip_abar[t] * x - self.recip_abar_m1[t] * eps).clamp(-1, 1)
@@ -317,7 +317,7 @@ class DiffusionPolicy(nn.Module):
 
     def forward(self, obs: Tensor, noise: Tensor, noise_std: float | Tensor = 0.0) -> Tensor:
         """Actions (..., d) in [-1, 1] for obs (..., obs_dim); `noise` from draw_noise, noise_std = alpha * lambda."""
-        return (self.denoise(obs, noise)[-1] + noise_std * noise[-1]).clamp(-1, 1)
+        return (self.denoise(self.context(obs), noise)[-1] + noise_std * noise[-1]).clamp(-1, 1)
 
 
 class TwinCritic(nn.Module):
@@ -341,15 +341,19 @@ class TwinCritic(nn.Module):
 NUM_COMPONENTS = 3  # K, of the mixture
 
 
-def kmeans(x: Tensor, max_iterations: int = 20) -> Tensor:
-    """Clusters the samples x (S, n, d) of each state: (S, K, n), 1 for members. k-means++ centres, then Lloyd's steps."""
+def kmeans(x: Tensor, trials: int = 3, max_iterations: int = 50) -> Tensor:
+    """Clusters the samples x (S, n, d) of each state: (S, K, n), 1 for members. Greedy k-means++, then Lloyd's steps."""
     states = torch.arange(len(x), device=x.device)
     centres = x[:, :1]  # (S, k, d); the samples are in no order, the first is as good as any
-    for _ in range(NUM_COMPONENTS - 1):  # the next centre is drawn with probability ~ squared distance to the nearest
-        mass = torch.cdist(x, centres).amin(-1).square().cumsum(-1)  # (S, n)
-        draw = torch.rand(len(x), 1, device=x.device, dtype=x.dtype) * mass[:, -1:]
-        drawn = (mass <= draw).sum(-1).clamp(max=x.shape[1] - 1)
-        centres = torch.cat([centres, x[states, drawn][:, None]], 1)
+    nearest = torch.cdist(centres, x)[:, 0].square()  # (S, n), squared distance to the nearest centre
+    for _ in range(NUM_COMPONENTS - 1):
+        # Candidates are drawn with probability ~ `nearest`; the one that lowers its sum most becomes a centre
+        mass = nearest.cumsum(-1)[:, None]  # (S, 1, n)
+        draw = torch.rand(len(x), trials, 1, device=x.device, dtype=x.dtype) * mass[..., -1:]
+        candidates = x[states[:, None], (mass <= draw).sum(-1).clamp(max=x.shape[1] - 1)]  # (S, trials, d)
+        lowered = torch.minimum(torch.cdist(candidates, x).square(), nearest[:, None])  # (S, trials, n)
+        best = lowered.sum(-1).argmin(-1)
+        centres, nearest = torch.cat([centres, candidates[states, best][:, None]], 1), lowered[states, best]
     for _ in range(max_iterations):
         member = F.one_hot(torch.cdist(x, centres).argmin(-1), NUM_COMPONENTS).to(x.dtype).mT
         count = member.sum(-1, keepdim=True)
@@ -406,12 +410,6 @@ class Draws(NamedTuple):
     noise: Tensor  # (T + 1, B, d), of the policy loss's action
 
 
-def draw(policy: DiffusionPolicy, batch_size: int) -> Draws:
-    device = policy.time_embedding.device
-    z = torch.randn(2, batch_size, device=device).clamp(-3, 3)
-    return Draws(policy.draw_noise(batch_size), z, policy.draw_noise(batch_size))
-
-
 class Agent(nn.Module):
     """All that learns: policy, critics, target critics, log_alpha, omega, and their optimizers."""
 
@@ -439,6 +437,11 @@ class Agent(nn.Module):
         obs = torch.as_tensor(obs, dtype=torch.float32, device=self.args.device)
         return self.policy(obs, self.policy.draw_noise(len(obs)), self.noise_std())
 
+    def draw(self, batch_size: int) -> Draws:
+        """The random numbers of one update."""
+        z = torch.randn(2, batch_size, device=self.args.device).clamp(-3, 3)
+        return Draws(self.policy.draw_noise(batch_size), z, self.policy.draw_noise(batch_size))
+
     def critic_loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum of both critics' losses (DSAC with three refinements), and statistics."""
         args = self.args
@@ -464,7 +467,7 @@ class Agent(nn.Module):
         return loss.sum(), stats
 
     def policy_loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        """-mean min(m_1, m_2)(s, a) of actions with exploration noise, and statistics."""
+        """L_q = -mean min(m_1, m_2)(s, a) of actions with exploration noise, and statistics."""
         action = self.policy(batch.obs, draws.noise, self.noise_std())
         loss = -self.critic(batch.obs, action)[0].amin(0).mean()
         return loss, {"actor_loss": loss.detach()}
@@ -663,7 +666,7 @@ def main(args: Args) -> Path:
         # Update
         batch = buffer.sample(args.batch_size)
         entropy = agent.entropy(batch.obs) if update % args.entropy_interval == 0 else None
-        stats |= agent.update(batch, draw(agent.policy, args.batch_size), update, entropy)
+        stats |= agent.update(batch, agent.draw(args.batch_size), update, entropy)
         bar.update()
 
         # Log

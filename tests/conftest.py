@@ -8,9 +8,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import dacer  # noqa: E402
+import dacer
+import dacer_v2
 
-SCRIPTS = [dacer]
+SCRIPTS = [dacer, dacer_v2]
 
 
 @pytest.fixture(params=SCRIPTS, ids=lambda module: module.__name__)

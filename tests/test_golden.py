@@ -104,8 +104,16 @@ def test_updates(algo, agent, golden):
     assert num_updates > 1
     compared = 0
     for i in range(num_updates):
-        update = {key.removeprefix(f"update{i}/"): value for key, value in golden.items() if key.startswith(f"update{i}/")}
-        data = (update["obs"], update["action"], update["reward"], update["next_obs"], update["done"].astype(np.float32))
+        update = {
+            key.removeprefix(f"update{i}/"): value for key, value in golden.items() if key.startswith(f"update{i}/")
+        }
+        data = (
+            update["obs"],
+            update["action"],
+            update["reward"],
+            update["next_obs"],
+            update["done"].astype(np.float32),
+        )
         batch = algo.Batch(*map(torch.from_numpy, data))
         z = torch.from_numpy(np.stack([update["z1"], update["z2"]]))
         draws = algo.Draws(policy_noise(update, "next_"), z, policy_noise(update, "pi_"))
