@@ -484,32 +484,40 @@ class Agent(nn.Module):
         action = action.detach().requires_grad_()
         return torch.autograd.grad(self.critic(obs, action)[0].amin(0).sum(), action)[0]
 
+    def q_gradient_loss(
+        self, obs: Tensor, context: tuple[Tensor, Tensor], chain: list[Tensor], t: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """L_g = mean |w(t) g(s, a_t) / |g| - S_theta(s, a_t, t)|^2 with S_theta = -eps_theta, and statistics.
+
+        `context` and `chain` are those of the policy in the states obs (B, obs_dim); t (B,) are zero-based steps.
+        """
+        args, T = self.args, self.policy.T
+        a_t = torch.stack(chain)[
+            T - 1 - t, torch.arange(len(t), device=args.device)
+        ].detach()  # (B, d), what t denoises
+        g = self.q_gradient(obs, a_t)
+        norm = g.norm(dim=-1, keepdim=True)
+        weight = torch.exp(args.time_weight_c * (t + 1) + args.time_weight_d)[:, None]  # the paper counts t from 1
+        target = weight * g / (norm + 1e-8)
+        score = -self.policy.predict_noise(context, a_t, t)  # (B, d), where the policy moves a_t
+        loss = (target - score).square().sum(-1).mean()
+        with torch.no_grad():
+            at_step = F.one_hot(t, T).float()  # (B, T)
+            cosine = F.cosine_similarity(target, score) @ at_step / at_step.sum(0).clamp(min=1)  # (T,), of t = 1..T
+        return loss, {"q_grad_loss": loss.detach(), "q_grad_norm": norm.mean(), "q_grad_cosine_t{}": cosine}
+
     def policy_loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_q + eta L_g: the critics' judgement of actions with exploration noise, and of the chain's steps; statistics."""
-        args, policy = self.args, self.policy
-        context = policy.context(batch.obs)
-        chain = policy.denoise(context, draws.noise)
+        """L_q + eta L_g, where L_q = -mean min(m_1, m_2)(s, a) of actions with exploration noise, and statistics."""
+        context = self.policy.context(batch.obs)
+        chain = self.policy.denoise(context, draws.noise)
         action = (chain[-1] + self.noise_std() * draws.noise[-1]).clamp(-1, 1)
-        loss = -self.critic(batch.obs, action)[0].amin(0).mean()
-        stats = {"actor_loss": loss.detach(), "q_loss": loss.detach()}
-        if args.q_grad_weight > 0:
-            rows = torch.arange(len(draws.t), device=args.device)
-            a_t = torch.stack(chain)[policy.T - 1 - draws.t, rows].detach()  # (B, d), what step t of the chain denoises
-            g = self.q_gradient(batch.obs, a_t)
-            norm = g.norm(dim=-1, keepdim=True)
-            weight = torch.exp(args.time_weight_c * (draws.t + 1) + args.time_weight_d)[
-                :, None
-            ]  # the paper's t = t + 1
-            target = weight * g / (norm + 1e-8)
-            score = -policy.predict_noise(context, a_t, draws.t)  # (B, d), where the policy moves a_t
-            q_grad_loss = (target - score).square().sum(-1).mean()
-            loss = loss + args.q_grad_weight * q_grad_loss
-            with torch.no_grad():
-                at_step = F.one_hot(draws.t, policy.T).float()  # (B, T)
-                cosine = F.cosine_similarity(target, score) @ at_step / at_step.sum(0).clamp(min=1)  # (T,)
-            stats |= {"actor_loss": loss.detach(), "q_grad_loss": q_grad_loss.detach(), "q_grad_norm": norm.mean(),
-                      "q_grad_cosine_t{}": cosine}  # fmt: skip
-        return loss, stats
+        loss = q_loss = -self.critic(batch.obs, action)[0].amin(0).mean()
+        stats = {"q_loss": q_loss.detach()}
+        if self.args.q_grad_weight > 0:
+            q_grad_loss, q_grad_stats = self.q_gradient_loss(batch.obs, context, chain, draws.t)
+            loss = q_loss + self.args.q_grad_weight * q_grad_loss
+            stats |= q_grad_stats
+        return loss, {"actor_loss": loss.detach(), **stats}
 
     @torch.no_grad()
     def entropy(self, obs: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import dacer
 import dacer_v2
@@ -17,3 +17,17 @@ SCRIPTS = [dacer, dacer_v2]
 @pytest.fixture(params=SCRIPTS, ids=lambda module: module.__name__)
 def algo(request):
     return request.param
+
+
+@pytest.fixture
+def tiny_args(algo, tmp_path, monkeypatch):
+    """Makes arguments of a run that takes a second or two; its folder lies in a temporary directory."""
+    monkeypatch.chdir(tmp_path)
+    small = {"hidden_sizes": (16, 16, 16), "diffusion_steps": 3, "num_envs": 2, "batch_size": 8, "buffer_size": 1000}
+    short = {"total_timesteps": 120, "learning_starts": 40, "entropy_samples": 8, "entropy_interval": 10}
+    rest = {"eval_interval": 20, "eval_episodes": 3, "device": "cpu"}
+
+    def make(**changes):
+        return algo.Args(**{**small, **short, **rest, **changes})
+
+    return make

@@ -1,0 +1,82 @@
+"""Small environments whose numbers are known."""
+
+import gymnasium as gym
+import numpy as np
+
+
+class Counter(gym.Env):
+    """Counts its steps, so that every transition can be checked.
+
+    Observation: [number of the episode, step within it]. Reward: the action as it arrived. Episodes take 5 steps; with
+    `ending` "both", every second one ends by termination (the odd ones) and the others by truncation.
+    """
+
+    def __init__(self, ending="both"):
+        self.observation_space = gym.spaces.Box(0.0, np.inf, (2,), np.float64)
+        self.action_space = gym.spaces.Box(np.array([-1.0]), np.array([3.0]), dtype=np.float64)
+        self.ending, self.episode = ending, -1
+
+    def observe(self):
+        return np.array([self.episode, self.t], np.float64)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.episode, self.t = self.episode + 1, 0
+        return self.observe(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        self.t += 1
+        terminates = self.ending == "terminate" or (self.ending == "both" and self.episode % 2 == 1)
+        done = self.t == 5
+        return self.observe(), float(action[0]), done and terminates, done and not terminates, {}
+
+
+class Reach(gym.Env):
+    """Moves a point p to the origin within 8 steps; reward -|p|^2. Always standing still scores about -5.3."""
+
+    def __init__(self):
+        self.observation_space = gym.spaces.Box(-2.0, 2.0, (2,), np.float32)
+        self.action_space = gym.spaces.Box(np.array([-0.5, -0.25]), np.array([0.25, 0.5]), dtype=np.float64)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.p, self.t = self.np_random.uniform(-1.0, 1.0, 2), 0
+        return self.p.astype(np.float32), {}
+
+    def step(self, action):
+        self.p, self.t = np.clip(self.p + action, -2.0, 2.0), self.t + 1
+        return self.p.astype(np.float32), -float(np.square(self.p).sum()), False, self.t == 8, {}
+
+
+class Odd(gym.Env):
+    """Spaces of unusual shapes: observations of any kind, actions in a box of any shape and bounds."""
+
+    def __init__(self, kind="dict"):
+        box = gym.spaces.Box(-1.0, 1.0, (2, 2), np.float32)
+        self.observation_space = {
+            "dict": gym.spaces.Dict({"a": box, "b": gym.spaces.Discrete(3)}),
+            "tuple": gym.spaces.Tuple((box, gym.spaces.MultiBinary(2))),
+            "matrix": box,
+            "sequence": gym.spaces.Sequence(box),
+        }.get(kind, box)
+        low, high = np.array([[-2.0, 0.0, 5.0]], np.float32), np.array([[2.0, 1.0, 9.0]], np.float32)
+        self.action_space = gym.spaces.Box(low, high, dtype=np.float32)
+        if kind == "unbounded":
+            self.action_space = gym.spaces.Box(-np.inf, 1.0, (2,), np.float32)
+        if kind == "integer":
+            self.action_space = gym.spaces.Box(0, 5, (2,), np.int64)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        return self.observation_space.sample(), 0.0, False, False, {}
+
+
+gym.register("Counter-v0", Counter)
+gym.register("Reach-v0", Reach)
+gym.register("Odd-v0", Odd, max_episode_steps=6)
