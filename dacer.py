@@ -27,6 +27,7 @@ import re
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import pairwise
@@ -513,21 +514,31 @@ class Agent(nn.Module):
 # ------------------------------------------------------------------------------------- evaluation, logging, checkpoints
 
 
-@torch.no_grad()
-def evaluate(policy: DiffusionPolicy, envs: gym.vector.VectorEnv, episodes: int, seed: int) -> np.ndarray:
-    """Returns (episodes,) of episodes without exploration noise, shared evenly among the copies of `envs`.
+def make_actor(policy: DiffusionPolicy, space: gym.spaces.Box, seed: int = 0) -> Callable[[np.ndarray], np.ndarray]:
+    """The trained policy as a function: flat observations (n, obs_dim) to actions (n, *space.shape) of the environment.
 
-    Draws from generators of its own, so that it does not disturb the training.
+    Without exploration noise. Draws from a generator of its own, so that evaluating does not disturb the training.
     """
     device = policy.time_embedding.device
     generator = torch.Generator(device).manual_seed(seed)
+
+    @torch.no_grad()
+    def act(obs: np.ndarray) -> np.ndarray:
+        noise = policy.draw_noise(len(obs), generator=generator)
+        return to_env(policy(torch.as_tensor(obs, dtype=torch.float32, device=device), noise), space)
+
+    return act
+
+
+def evaluate(
+    act: Callable[[np.ndarray], np.ndarray], envs: gym.vector.VectorEnv, episodes: int, seed: int
+) -> np.ndarray:
+    """Returns (episodes,) of whole episodes, shared evenly among the copies of `envs`; `act` as from make_actor."""
     quota = [len(range(i, episodes, envs.num_envs)) for i in range(envs.num_envs)]
     returns, running = [[] for _ in quota], np.zeros(envs.num_envs)
     obs, _ = envs.reset(seed=seed)
     while any(len(done) < wanted for done, wanted in zip(returns, quota)):
-        noise = policy.draw_noise(envs.num_envs, generator=generator)
-        action = policy(torch.as_tensor(obs, dtype=torch.float32, device=device), noise)
-        obs, reward, terminated, truncated, _ = envs.step(to_env(action, envs.single_action_space))
+        obs, reward, terminated, truncated, _ = envs.step(act(obs))
         running += reward
         for i in np.flatnonzero(terminated | truncated):
             returns[i].append(running[i])
@@ -600,7 +611,8 @@ def replay(args: Args) -> np.ndarray:
     videos = Path(args.evaluate) / "videos" if args.capture_video else None
     try:
         envs = make_envs(trained, 1 if videos else min(args.eval_episodes, 10), video_folder=videos)
-        returns = evaluate(agent.policy, envs, args.eval_episodes, args.seed)
+        act = make_actor(agent.policy, envs.single_action_space, args.seed)
+        returns = evaluate(act, envs, args.eval_episodes, args.seed)
     except Exception as error:
         if videos is None:
             raise
@@ -682,9 +694,13 @@ def main(args: Args) -> Path:
 
         # Evaluate and save
         if (update + 1) % args.eval_interval == 0 or update + 1 == updates:
-            returns = evaluate(agent.policy, eval_envs, args.eval_episodes, args.seed + update)
-            writer.add_scalar("eval/episodic_return", returns.mean(), global_step)
-            writer.add_scalar("eval/episodic_return_std", returns.std(), global_step)
+            act = make_actor(agent.policy, eval_envs.single_action_space, args.seed + update)
+            returns = evaluate(act, eval_envs, args.eval_episodes, args.seed + update)
+            scores = {"episodic_return": returns.mean(), "episodic_return_std": returns.std()}
+            if hasattr(eval_envs.envs[0].unwrapped, "report"):  # a task may measure policies in a way of its own
+                scores |= eval_envs.envs[0].unwrapped.report(act)
+            for name, score in scores.items():
+                writer.add_scalar(f"eval/{name}", score, global_step)
             last_eval = f", evaluation {returns.mean():.1f} +- {returns.std():.1f}"
             save_checkpoint(run_dir, agent, update + 1, global_step)
 

@@ -133,12 +133,10 @@ def test_the_papers_settings_by_task(algo):
 
 def test_learns(algo, tiny_args):
     """Moving a point to the origin: untrained policies score below -4, going straight there scores about -1.1."""
-    untrained = algo.evaluate(
-        algo.Agent(2, 2, algo.resolve(tiny_args())).policy,
-        algo.make_envs(tiny_args(env_id="toy_envs:Reach-v0"), 10),
-        20,
-        0,
-    ).mean()
+    args = algo.resolve(tiny_args(env_id="toy_envs:Reach-v0"))
+    envs = algo.make_envs(args, 10)
+    act = algo.make_actor(algo.Agent(2, 2, args).policy, envs.single_action_space)
+    untrained = algo.evaluate(act, envs, 20, seed=0).mean()
     run_dir = algo.main(
         tiny_args(
             env_id="toy_envs:Reach-v0",

@@ -138,12 +138,16 @@ def test_evaluation_takes_no_exploration_noise_and_no_training_randomness(algo):
     agent = make_agent(algo, obs_dim=2, act_dim=2)
     args = algo.resolve(algo.Args(env_id="toy_envs:Reach-v0"))
     envs = algo.make_envs(args, 4)
+
+    def returns(seed):
+        return algo.evaluate(algo.make_actor(agent.policy, envs.single_action_space, seed), envs, 6, seed)
+
     state = torch.get_rng_state()
-    first, again = (algo.evaluate(agent.policy, envs, 6, seed=3) for _ in range(2))
+    first, again = returns(3), returns(3)
     assert first.shape == (6,)
     assert np.array_equal(first, again)
-    assert not np.array_equal(first, algo.evaluate(agent.policy, envs, 6, seed=4))
+    assert not np.array_equal(first, returns(4))
     assert torch.equal(state, torch.get_rng_state())
     with torch.no_grad():
         agent.log_alpha.fill_(5.0)
-    assert np.array_equal(first, algo.evaluate(agent.policy, envs, 6, seed=3))
+    assert np.array_equal(first, returns(3))
