@@ -33,9 +33,11 @@ import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, NoReturn
 
 import gymnasium as gym
 import numpy as np
@@ -45,6 +47,8 @@ import tyro
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+ALGORITHM = "dacer_v2"
 
 # ----------------------------------------------------------------------------------------------------------- arguments
 
@@ -65,7 +69,7 @@ class Args:
     """simulate every environment in a process of its own"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda if there is one"""
-    exp_name: str = Path(__file__).stem
+    exp_name: str = ALGORITHM
     """name of this experiment in the run's folder, runs/<env>__<exp_name>__<seed>__<time>"""
 
     diffusion_steps: int = 5
@@ -118,18 +122,33 @@ DEFAULTS = {"q_grad_weight": 0.01, "noise_scale": 0.1, "hidden_sizes": (256, 256
 TASKS = {
     "Humanoid": {"noise_scale": 0.15, "hidden_sizes": (512, 512, 512), "learning_starts": 200_000},
     "HalfCheetah": {"noise_scale": 0.15, "learning_starts": 200_000},
+    "MultiGoal": {"q_grad_weight": 1.0},
 }
-POSITIVE = [
-    "total_timesteps", "num_envs", "diffusion_steps", "hidden_sizes", "learning_rate", "alpha_lr", "entropy_interval",
-    "batch_size", "buffer_size", "tau", "reward_scale", "policy_frequency", "eval_interval", "eval_episodes",
-]  # fmt: skip
-NOT_NEGATIVE = ["seed", "q_grad_weight", "noise_scale", "learning_starts", "gamma"]
+BOUNDS = {
+    "seed": (0, 2**32 - 1), "total_timesteps": (1, math.inf), "num_envs": (1, math.inf), "diffusion_steps": (1, math.inf),
+    "q_grad_weight": (0.0, math.inf),
+    "noise_scale": (0.0, math.inf), "hidden_sizes": (1, math.inf), "learning_starts": (0, math.inf),
+    "learning_rate": (0.0, math.inf), "alpha_lr": (0.0, math.inf), "entropy_interval": (1, math.inf),
+    "entropy_samples": (3, math.inf), "batch_size": (1, math.inf), "buffer_size": (1, math.inf), "gamma": (0.0, 1.0),
+    "tau": (0.0, 1.0), "reward_scale": (0.0, math.inf), "policy_frequency": (1, math.inf), "eval_interval": (1, math.inf),
+    "eval_episodes": (1, math.inf),
+}  # fmt: skip
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     """Ends the program with one line on stderr and exit code 2: for mistakes of the user, not of the code."""
     print(f"{Path(__file__).name}: error: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def check_bounds(args: Args) -> None:
+    """Ends the program with a clear line if a number is out of its bounds."""
+    for name, (least, most) in BOUNDS.items():
+        value = getattr(args, name)
+        numbers = value if isinstance(value, tuple) else () if value is None else (value,)
+        if value == () or not all(least <= number <= most and math.isfinite(number) for number in numbers):
+            wanted = f"{least} or more" if most == math.inf else f"between {least} and {most}"
+            fail(f"--{name.replace('_', '-')} must be {wanted}, but it is {value}")
 
 
 def find_device(device: str) -> str:
@@ -150,14 +169,9 @@ def resolve(args: Args) -> Args:
     task = re.sub(r"-v\d+$", "", args.env_id.split(":")[-1])
     filled = {**DEFAULTS, **TASKS.get(task, {})}
     args = dataclasses.replace(args, **{k: v for k, v in filled.items() if getattr(args, k) is None})
-    for name in POSITIVE + NOT_NEGATIVE:
-        value = getattr(args, name)
-        for number in value if isinstance(value, tuple) else (value,):
-            if number is not None and not (number > 0 if name in POSITIVE else number >= 0):
-                wanted = "above 0" if name in POSITIVE else "0 or more"
-                fail(f"--{name.replace('_', '-')} must be {wanted}, but it is {value}")
-    if args.entropy_samples < NUM_COMPONENTS:
-        fail(f"--entropy-samples must be {NUM_COMPONENTS} or more, but it is {args.entropy_samples}")
+    check_bounds(args)
+    if not 2 * (args.time_weight_c * args.diffusion_steps + args.time_weight_d) < 80:
+        fail(f"w(t) = exp(c t + d) is too large at t = T = {args.diffusion_steps}; lower --time-weight-c, say to 2 / T")
     if args.buffer_size < args.num_envs:
         fail(f"--buffer-size {args.buffer_size} cannot hold one step of --num-envs {args.num_envs} environments")
     updates = num_iterations(args)[1]
@@ -177,19 +191,17 @@ def make_envs(
     """Vector environment with flat observations. Done copies reset within the same step; `final_obs` keeps their end."""
     kwargs = json.loads(args.env_kwargs)
 
-    def make_env() -> gym.Env:
-        if video_folder is None:
-            env = gym.make(args.env_id, **kwargs)
-        else:
-            env = gym.make(args.env_id, render_mode="rgb_array", **kwargs)
-            wanted = range(args.eval_episodes).__contains__  # not the episode that the last reset begins
-            env = gym.wrappers.RecordVideo(env, str(video_folder), episode_trigger=wanted, disable_logger=True)
+    def make_env(record: bool = False) -> gym.Env:
+        env = gym.make(args.env_id, **kwargs, **({"render_mode": "rgb_array"} if record else {}))
+        if record:  # the first episode
+            env = gym.wrappers.RecordVideo(env, str(video_folder), lambda episode: episode == 0, disable_logger=True)
         if not (isinstance(env.observation_space, gym.spaces.Box) and len(env.observation_space.shape) == 1):
             env = gym.wrappers.FlattenObservation(env)
         return env
 
     vectorize = gym.vector.AsyncVectorEnv if asynchronous else gym.vector.SyncVectorEnv
-    return vectorize([make_env] * num_envs, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
+    makers = [partial(make_env, record=video_folder is not None and i == 0) for i in range(num_envs)]
+    return vectorize(makers, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
 
 
 def check_env(args: Args) -> None:
@@ -456,8 +468,8 @@ class Agent(nn.Module):
             draws = draws._replace(t=torch.randint(self.policy.T, (batch_size,), device=self.args.device))
         return draws
 
-    def critic_loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum of both critics' losses (DSAC with three refinements), and statistics."""
+    def critic_loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Sum of both critics' losses (DSAC with three refinements), the new omega (2,), and statistics."""
         args = self.args
         with torch.no_grad():
             next_action = self.policy(batch.next_obs, draws.next_noise, self.noise_std())
@@ -478,7 +490,7 @@ class Agent(nn.Module):
             std_slope = ((m - y_b) ** 2 - s**2) / (s**3 + 0.1)
         loss = -(omega**2 + 0.1) * (mean * mean_slope + std * std_slope).mean(1)  # (2,)
         stats = {"qf{}_loss": loss.detach(), "qf{}_values": m.mean(1), "qf{}_std": mean_std, "omega{}": omega}
-        return loss.sum(), stats
+        return loss.sum(), omega, stats
 
     def q_gradient(self, obs: Tensor, action: Tensor) -> Tensor:
         """grad_a min(m_1, m_2)(s, a), (B, d), for obs (B, obs_dim) and actions (B, d); no gradient flows through it."""
@@ -492,10 +504,8 @@ class Agent(nn.Module):
 
         `context` and `chain` are those of the policy in the states obs (B, obs_dim); t (B,) are zero-based steps.
         """
-        args, T = self.args, self.policy.T
-        a_t = torch.stack(chain)[
-            T - 1 - t, torch.arange(len(t), device=args.device)
-        ].detach()  # (B, d), what t denoises
+        args, T, rows = self.args, self.policy.T, torch.arange(len(t), device=obs.device)
+        a_t = torch.stack(chain)[T - 1 - t, rows].detach()  # (B, d), what step t denoises
         g = self.q_gradient(obs, a_t)
         norm = g.norm(dim=-1, keepdim=True)
         weight = torch.exp(args.time_weight_c * (t + 1) + args.time_weight_d)[:, None]  # the paper counts t from 1
@@ -535,7 +545,8 @@ class Agent(nn.Module):
         All gradients are taken before the first parameter moves: the policy is judged by the critics from before.
         """
         delayed = step % self.args.policy_frequency == 0
-        loss, stats = self.critic_loss(batch, draws)
+        loss, omega, stats = self.critic_loss(batch, draws)
+        self.omega.copy_(omega)
         self.critic_optimizer.zero_grad()
         loss.backward()
         if delayed:
@@ -547,9 +558,10 @@ class Agent(nn.Module):
             self.policy_optimizer.step()
             stats |= policy_stats
         self.critic_optimizer.step()
-        self.omega.copy_(stats["omega{}"])
         if delayed:
-            torch._foreach_lerp_(list(self.target_critic.parameters()), list(self.critic.parameters()), self.args.tau)
+            with torch.no_grad():
+                targets, critics = list(self.target_critic.parameters()), list(self.critic.parameters())
+                torch._foreach_lerp_(targets, critics, self.args.tau)
         if entropy is not None:
             self.alpha_optimizer.zero_grad()
             (self.log_alpha * (entropy - self.target_entropy)).backward()
@@ -577,20 +589,15 @@ def make_actor(policy: DiffusionPolicy, space: gym.spaces.Box, seed: int = 0) ->
     return act
 
 
-def evaluate(
-    act: Callable[[np.ndarray], np.ndarray], envs: gym.vector.VectorEnv, episodes: int, seed: int
-) -> np.ndarray:
-    """Returns (episodes,) of whole episodes, shared evenly among the copies of `envs`; `act` as from make_actor."""
-    quota = [len(range(i, episodes, envs.num_envs)) for i in range(envs.num_envs)]
-    returns, running = [[] for _ in quota], np.zeros(envs.num_envs)
+def evaluate(act: Callable[[np.ndarray], np.ndarray], envs: gym.vector.VectorEnv, seed: int) -> np.ndarray:
+    """Returns (num_envs,) of one whole episode in each copy; `act` as from make_actor."""
+    returns, running = np.zeros(envs.num_envs), np.ones(envs.num_envs, bool)
     obs, _ = envs.reset(seed=seed)
-    while any(len(done) < wanted for done, wanted in zip(returns, quota)):
+    while running.any():
         obs, reward, terminated, truncated, _ = envs.step(act(obs))
-        running += reward
-        for i in np.flatnonzero(terminated | truncated):
-            returns[i].append(running[i])
-            running[i] = 0.0
-    return np.array([r for done, wanted in zip(returns, quota) for r in done[:wanted]])
+        returns += reward * running
+        running &= ~(terminated | truncated)
+    return returns
 
 
 def log(writer: SummaryWriter, stats: dict[str, Tensor], global_step: int) -> None:
@@ -603,13 +610,8 @@ def log(writer: SummaryWriter, stats: dict[str, Tensor], global_step: int) -> No
 def make_run_dir(args: Args) -> Path:
     """New folder runs/<env>__<exp_name>__<seed>__<time> with the arguments in force and this script's source."""
     name = re.sub(r"[^\w.-]", "_", args.env_id.split(":")[-1]) + f"__{args.exp_name}__{args.seed}"
-    while True:
-        run_dir = Path("runs") / f"{name}__{time.strftime('%Y%m%d-%H%M%S')}"
-        try:
-            run_dir.mkdir(parents=True)
-            break
-        except FileExistsError:  # a run of the same name started within this second
-            time.sleep(1.0)
+    run_dir = Path("runs") / f"{name}__{datetime.now():%Y%m%d-%H%M%S-%f}"
+    run_dir.mkdir(parents=True)
     (run_dir / "args.json").write_text(json.dumps(dataclasses.asdict(args), indent=2) + "\n")
     shutil.copy(__file__, run_dir)
     return run_dir
@@ -618,7 +620,7 @@ def make_run_dir(args: Args) -> Path:
 def save_checkpoint(run_dir: Path, agent: Agent, update: int, global_step: int) -> None:
     """Writes <run>/checkpoint.pt; through a temporary file, so that it is complete at every instant."""
     checkpoint = {
-        "algorithm": Path(__file__).stem, "obs_dim": agent.obs_dim, "act_dim": agent.act_dim, "args": dataclasses.asdict(agent.args), "agent": agent.state_dict(),
+        "algorithm": ALGORITHM, "obs_dim": agent.obs_dim, "act_dim": agent.act_dim, "args": dataclasses.asdict(agent.args), "agent": agent.state_dict(),
         "policy_optimizer": agent.policy_optimizer.state_dict(), "critic_optimizer": agent.critic_optimizer.state_dict(),
         "alpha_optimizer": agent.alpha_optimizer.state_dict(), "update": update, "global_step": global_step,
     }  # fmt: skip
@@ -628,21 +630,20 @@ def save_checkpoint(run_dir: Path, agent: Agent, update: int, global_step: int) 
 
 
 def load_agent(run_dir: str | Path, device: str = "cpu") -> Agent:
-    """The trained agent of a run's folder. Executes no code from the file; what is no checkpoint ends the program."""
-    path, algorithm = Path(run_dir) / "checkpoint.pt", Path(__file__).stem
+    """The trained agent of a run's folder; ValueError if there is none. Executes no code from the file."""
+    path = Path(run_dir) / "checkpoint.pt"
     if not path.is_file():
-        fail(f"there is no checkpoint in {run_dir}: {path} does not exist")
+        raise ValueError(f"there is no checkpoint in {run_dir}: {path} does not exist")
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
-        trained_by = checkpoint["algorithm"]
-        if trained_by == algorithm:
+        if (algorithm := checkpoint["algorithm"]) == ALGORITHM:
             args = Args(**{**checkpoint["args"], "device": device})
             agent = Agent(checkpoint["obs_dim"], checkpoint["act_dim"], args)
             agent.load_state_dict(checkpoint["agent"])
             return agent
-    except Exception as error:  # noqa: BLE001 - a broken file fails in many ways
-        fail(f"cannot read the checkpoint {path}: {error}")
-    fail(f"{path} was written by {trained_by}.py, not by {algorithm}.py; use that script")
+    except Exception as error:  # a broken file fails in many ways
+        raise ValueError(f"cannot read the checkpoint {path}: {error}") from error
+    raise ValueError(f"{path} is of {algorithm}, not of {ALGORITHM}; use {algorithm}.py")
 
 
 # --------------------------------------------------------------------------------------------------------------- main
@@ -651,23 +652,25 @@ LOG_INTERVAL = 100  # updates
 
 
 def replay(args: Args) -> np.ndarray:
-    """Returns (eval_episodes,) of the trained policy in the folder args.evaluate; prints them, records videos if asked."""
-    agent = load_agent(args.evaluate, find_device(args.device))
-    trained = dataclasses.replace(agent.args, eval_episodes=args.eval_episodes)
-    check_env(trained)
-    videos = Path(args.evaluate) / "videos" if args.capture_video else None
+    """Returns (eval_episodes,) of the trained policy in the folder args.evaluate; prints them, records the first if asked."""
+    check_bounds(args)
     try:
-        envs = make_envs(trained, 1 if videos else min(args.eval_episodes, 10), video_folder=videos)
-        act = make_actor(agent.policy, envs.single_action_space, args.seed)
-        returns = evaluate(act, envs, args.eval_episodes, args.seed)
-    except Exception as error:
-        if videos is None:
-            raise
+        agent = load_agent(args.evaluate, find_device(args.device))
+    except ValueError as error:
+        fail(str(error))
+    check_env(agent.args)
+    video_folder = Path(args.evaluate) / "videos" if args.capture_video else None
+    try:
+        envs = make_envs(agent.args, args.eval_episodes, video_folder=video_folder)
+        envs.reset()  # renders, if a video was asked for
+    except Exception as error:  # noqa: BLE001 - what a renderer may lack has many names
         fail(f"cannot record a video: {error} (it needs moviepy, and MUJOCO_GL=egl where there is no display)")
+    returns = evaluate(make_actor(agent.policy, envs.single_action_space, args.seed), envs, args.seed)
     envs.close()
     for episode, episodic_return in enumerate(returns, start=1):
         print(f"episode {episode}: return {episodic_return:.1f}")
-    print(f"{trained.env_id}, {args.eval_episodes} episodes: {returns.mean():.1f} +- {returns.std():.1f} (mean +- std)")
+    env_id, episodes = agent.args.env_id, args.eval_episodes
+    print(f"{env_id}, {episodes} episodes: {returns.mean():.1f} +- {returns.std():.1f} (mean +- std)")
     return returns
 
 
@@ -678,7 +681,7 @@ def main(args: Args) -> Path:
     warmup, updates = num_iterations(args)
     torch.manual_seed(args.seed)
     envs = make_envs(args, args.num_envs, asynchronous=args.async_envs)
-    eval_envs = make_envs(args, min(args.eval_episodes, 10))
+    eval_envs = make_envs(args, args.eval_episodes)
     obs_dim, act_dim = envs.single_observation_space.shape[0], math.prod(envs.single_action_space.shape)
     agent = Agent(obs_dim, act_dim, args)
     buffer = ReplayBuffer(args.buffer_size, obs_dim, act_dim, args.device)
@@ -686,17 +689,20 @@ def main(args: Args) -> Path:
     run_dir = make_run_dir(args)
     writer = SummaryWriter(run_dir)
     writer.add_text("arguments", "\n".join(f"    {k} = {v}" for k, v in dataclasses.asdict(args).items()))
-    print(f"{args.env_id} on {args.device}: {updates:,} updates after a warm-up of {args.learning_starts:,} steps, "
-          f"hidden sizes {args.hidden_sizes}, T {args.diffusion_steps}, lambda {args.noise_scale}, "
-          f"entropy interval {args.entropy_interval:,}; run folder {run_dir}")  # fmt: skip
+    by_task = ", ".join(f"{name} {getattr(args, name)}" for name in DEFAULTS)
+    print(
+        f"{args.env_id} on {args.device}, {by_task}: {updates:,} updates, log_alpha steps every {args.entropy_interval:,}"
+    )
+    print(f"run folder: {run_dir}")
 
     stats, last_eval, finished, running = {}, "", [], np.zeros(args.num_envs)
     bar = tqdm(total=warmup * args.num_envs, desc="warm-up", unit=" steps", leave=False)
-    obs, _ = envs.reset(seed=args.seed)
+    obs, _ = envs.reset(seed=1000 * args.seed)  # copy i gets 1000 seed + i: no two seeds share an environment
     for update in range(-warmup, updates):  # the warm-up's vector steps count up to zero
         global_step = (warmup + update + 1) * args.num_envs
         if update == 0:
             bar.close()
+            finished.clear()
             bar, start = tqdm(total=updates, desc=args.env_id, unit=" updates", smoothing=0.05), time.time()
 
         # Act
@@ -729,7 +735,7 @@ def main(args: Args) -> Path:
         bar.update()
 
         # Log
-        if update % LOG_INTERVAL == 0:
+        if update % LOG_INTERVAL == 0 or update + 1 == updates:
             stats |= {"alpha": agent.log_alpha.exp(), "exploration_noise_std": agent.noise_std()}
             log(writer, stats, global_step)
             writer.add_scalar("charts/updates", update + 1, global_step)
@@ -742,10 +748,10 @@ def main(args: Args) -> Path:
         # Evaluate and save
         if (update + 1) % args.eval_interval == 0 or update + 1 == updates:
             act = make_actor(agent.policy, eval_envs.single_action_space, args.seed + update)
-            returns = evaluate(act, eval_envs, args.eval_episodes, args.seed + update)
+            returns = evaluate(act, eval_envs, args.seed + update)
             scores = {"episodic_return": returns.mean(), "episodic_return_std": returns.std()}
-            if hasattr(eval_envs.envs[0].unwrapped, "report"):  # a task may measure policies in a way of its own
-                scores |= eval_envs.envs[0].unwrapped.report(act)
+            if hasattr(eval_envs.envs[0].unwrapped, "policy_report"):  # a task may measure policies in its own way
+                scores |= eval_envs.envs[0].unwrapped.policy_report(act)
             for name, score in scores.items():
                 writer.add_scalar(f"eval/{name}", score, global_step)
             last_eval = f", evaluation {returns.mean():.1f} +- {returns.std():.1f}"

@@ -16,7 +16,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, NoReturn
 
 import gymnasium as gym
 import numpy as np
@@ -46,7 +46,7 @@ class Task:
         distance_cost: float = 1.0,
         init_std: float = 0.1,
     ):
-        if not 2 <= num_goals <= 12:
+        if num_goals not in range(2, 13):
             raise ValueError(f"num_goals must be 2 to 12, but it is {num_goals}")
         angle = 2 * np.pi * np.arange(num_goals) / num_goals
         self.goals = goal_radius * np.stack([np.cos(angle), np.sin(angle)], -1)  # (num_goals, 2)
@@ -100,7 +100,7 @@ class MultiGoalEnv(gym.Env):
         picture[np.square(plane - self.position).sum(-1) < 0.2**2] = 0
         return picture
 
-    def report(self, act: Callable[[np.ndarray], np.ndarray]) -> dict[str, float]:
+    def policy_report(self, act: Callable[[np.ndarray], np.ndarray]) -> dict[str, float]:
         """What the scripts log at an evaluation: coverage and share of arrivals of 200 rollouts from the origin."""
         goals = rollout(act, self.task, np.zeros((200, 2)))[1]
         hits = count_hits(goals, len(self.task.goals))
@@ -130,7 +130,8 @@ class MultiGoalVectorEnv(gym.vector.VectorEnv):
             if own is not None:
                 self.generators[i] = seeding.np_random(own)[0]
         starts = np.stack([self.task.start(generator) for generator in self.generators])
-        self.position = np.array((options or {}).get("position", starts), np.float64)  # (n, 2)
+        position = (options or {}).get("position", starts)  # (n, 2), or one for all
+        self.position = np.broadcast_to(position, starts.shape).astype(np.float64)
         self.steps = np.zeros(self.num_envs, np.int64)
         return self.position.astype(np.float32), {}
 
@@ -184,7 +185,7 @@ def coverage(hits: np.ndarray) -> float:
 
 # ------------------------------------------------------------------------------------------------------------ pictures
 
-COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442"]  # Okabe and Ito
+COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442"]  # Okabe and Ito
 NAMES = {"dacer": "DACER", "dacer_v2": "DACERv2"}
 STARTS = [(0.0, 0.0), (-0.5, 0.5), (0.5, 0.5), (0.5, -0.5), (-0.5, -0.5)]
 
@@ -193,25 +194,24 @@ class Run:
     """A trained policy of either script on this task, and how it is called in a title."""
 
     def __init__(self, folder: Path):
-        path = folder / "args.json"
-        if not path.is_file():
-            fail(f"{folder} is not the folder of a run: it has no args.json")
-        args = json.loads(path.read_text())
-        if args["env_id"].split(":")[-1] != "MultiGoal-v0":
-            fail(f"{folder} is a run on {args['env_id']}; these pictures are for multigoal_env:MultiGoal-v0")
         name = next((name for name in NAMES if (folder / f"{name}.py").is_file()), None)
         if name is None:
-            fail(f"{folder} holds neither dacer.py nor dacer_v2.py, so that its algorithm is unknown")
+            fail(f"{folder} is not the folder of a run: it holds neither dacer.py nor dacer_v2.py")
         script = importlib.import_module(name)
-        self.folder, self.agent = folder, script.load_agent(folder)
-        self.task = Task(**json.loads(args["env_kwargs"]))
-        self.algorithm = f"{NAMES[name]}, T = {args['diffusion_steps']}"
+        try:
+            self.agent = script.load_agent(folder)
+        except ValueError as error:
+            fail(str(error))
+        args = self.agent.args
+        if args.env_id.split(":")[-1] != "MultiGoal-v0":
+            fail(f"{folder} is a run on {args.env_id}; these pictures are for multigoal_env:MultiGoal-v0")
+        self.folder, self.seed, self.task = folder, args.seed, Task(**json.loads(args.env_kwargs))
+        self.algorithm = f"{NAMES[name]}, T = {args.diffusion_steps}"
         if name == "dacer_v2":
-            weighted = args["time_weight_c"] != 0 or args["time_weight_d"] != 0
-            self.algorithm += f", eta = {args['q_grad_weight']:g}" + ("" if weighted else ", w = 1")
-        self.name = f"{self.algorithm}, seed {args['seed']}"
-        self.order = (-list(NAMES).index(name), args["diffusion_steps"], self.algorithm)
-        self.seed = args["seed"]
+            unweighted = args.time_weight_c == args.time_weight_d == 0
+            self.algorithm += f", eta = {args.q_grad_weight:g}" + (", w = 1" if unweighted else "")
+        self.name = f"{self.algorithm}, seed {args.seed}"
+        self.order = (-list(NAMES).index(name), args.diffusion_steps, self.algorithm)
         self.act = script.make_actor(self.agent.policy, self.task.action_space)
 
     def value(self, positions: np.ndarray, num_actions: int = 32) -> np.ndarray:
@@ -317,7 +317,17 @@ def comparison_picture(runs: list[Run]):
     return figure
 
 
-def fail(message: str) -> None:
+def save_picture(figure, path: Path, run_dirs: Sequence[Path]) -> None:
+    """Writes a figure as PNG and into the TensorBoard of runs."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    figure.savefig(path)
+    for run_dir in run_dirs:
+        with SummaryWriter(run_dir, filename_suffix=".pictures") as writer:
+            writer.add_image(path.stem, np.asarray(figure.canvas.buffer_rgba())[..., :3], dataformats="HWC")
+
+
+def fail(message: str) -> NoReturn:
     """Ends the program with one line on stderr and exit code 2."""
     print(f"multigoal_env.py: error: {message}", file=sys.stderr)
     raise SystemExit(2)
@@ -329,8 +339,6 @@ def main(runs: Annotated[tuple[Path, ...], tyro.conf.Positional]) -> None:
     Args:
         runs: folders of runs on the multi-goal task, of dacer.py or dacer_v2.py
     """
-    from torch.utils.tensorboard import SummaryWriter
-
     if not runs:
         fail("name the folder of at least one run on multigoal_env:MultiGoal-v0")
     loaded = [Run(folder) for folder in runs]
@@ -340,13 +348,11 @@ def main(runs: Annotated[tuple[Path, ...], tyro.conf.Positional]) -> None:
         print(f"{run.folder}: {run.name}: of 200 rollouts from the origin {hits.tolist()} reached each goal, "
               f"coverage {coverage(hits):.3f}, arrived {hits.sum() / 200:.1%}")  # fmt: skip
         pictures = {"policy": policy_picture(run), "value": value_picture(run), "starts": starts_picture(run)}
-        with SummaryWriter(run.folder, filename_suffix=".pictures") as writer:
-            for name, figure in pictures.items():
-                figure.savefig(run.folder / f"{name}.png")
-                writer.add_image(name, np.asarray(figure.canvas.buffer_rgba())[..., :3], dataformats="HWC")
-    comparison = loaded[0].folder.parent / "multigoal.png"
-    comparison_picture(loaded).savefig(comparison)
-    print(f"pictures: policy.png, value.png and starts.png in each folder, and {comparison}")
+        for name, figure in pictures.items():
+            save_picture(figure, run.folder / f"{name}.png", [run.folder])
+    path = loaded[0].folder.parent / "multigoal.png"
+    save_picture(comparison_picture(loaded), path, [run.folder for run in loaded])
+    print(f"pictures: policy.png, value.png and starts.png in each folder, and {path}; all of them in TensorBoard")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import dacer_v2
+
 TINY = {
     "total-timesteps": 120, "learning-starts": 40, "num-envs": 2, "batch-size": 8, "buffer-size": 1000, "device": "cpu",
     "diffusion-steps": 2, "entropy-samples": 8, "eval-episodes": 2,
@@ -86,14 +88,17 @@ BAD_ARGUMENTS = [
     ("env-kwargs that are no JSON", "Hopper-v4", ["--env-kwargs", "{a: 1}"], "JSON object"),
     ("env-kwargs that are no object", "Hopper-v4", ["--env-kwargs", "[1]"], "JSON object"),
     ("env-kwargs that the task does not take", "Hopper-v4", ["--env-kwargs", '{"wings": 2}'], "wings"),
-    ("no diffusion step", "Hopper-v4", ["--diffusion-steps", 0], "--diffusion-steps must be above 0"),
-    ("no environment", "Hopper-v4", ["--num-envs", 0], "--num-envs must be above 0"),
-    ("no batch", "Hopper-v4", ["--batch-size", 0], "--batch-size must be above 0"),
-    ("no buffer", "Hopper-v4", ["--buffer-size", -5], "--buffer-size must be above 0"),
-    ("no hidden units", "Hopper-v4", ["--hidden-sizes", 16, 0], "--hidden-sizes must be above 0"),
+    ("no diffusion step", "Hopper-v4", ["--diffusion-steps", 0], "--diffusion-steps must be 1 or more, but it is 0"),
+    ("no environment", "Hopper-v4", ["--num-envs", 0], "--num-envs must be 1 or more"),
+    ("no batch", "Hopper-v4", ["--batch-size", 0], "--batch-size must be 1 or more"),
+    ("no buffer", "Hopper-v4", ["--buffer-size", -5], "--buffer-size must be 1 or more, but it is -5"),
+    ("no hidden units", "Hopper-v4", ["--hidden-sizes", 16, 0], "--hidden-sizes must be 1 or more, but it is (16, 0)"),
     ("a buffer smaller than a step", "Hopper-v4", ["--buffer-size", 10], "--num-envs 20"),
     ("a total below the warm-up", "Hopper-v4", ["--total-timesteps", 1000], "warm-up of 30000"),
-    ("a negative seed", "Hopper-v4", ["--seed", -1], "--seed must be 0 or more"),
+    ("a negative seed", "Hopper-v4", ["--seed", -1], "--seed must be between 0 and 4294967295"),
+    ("a seed too large", "Hopper-v4", ["--seed", 2**32], "--seed must be between"),
+    ("tau above 1", "Hopper-v4", ["--tau", 3], "--tau must be between 0.0 and 1.0, but it is 3"),
+    ("a step size that is not finite", "Hopper-v4", ["--learning-rate", "inf"], "--learning-rate must be"),
     ("no evaluation folder", "Hopper-v4", ["--evaluate", "missing"], "no checkpoint in missing"),
 ]
 
@@ -101,6 +106,12 @@ BAD_ARGUMENTS = [
 @pytest.mark.parametrize("env_id, arguments, says", [pytest.param(*rest, id=name) for name, *rest in BAD_ARGUMENTS])
 def test_bad_input(refused, env_id, arguments, says):
     assert says in refused("--env-id", env_id, *arguments)
+
+
+@pytest.mark.parametrize("algo", [dacer_v2], indirect=True)
+def test_bad_input_of_dacer_v2(refused):
+    assert "--q-grad-weight must be 0.0 or more, but it is -1" in refused("--q-grad-weight", -1)
+    assert "lower --time-weight-c" in refused("--diffusion-steps", 200)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -142,7 +153,26 @@ def test_broken_checkpoint(run_dir, refused, harm):
 def test_checkpoint_of_another_script(run_dir, refused, algo):
     path = run_dir / "checkpoint.pt"
     torch.save({**torch.load(path, weights_only=True), "algorithm": "other"}, path)
-    assert f"was written by other.py, not by {algo.__name__}.py" in refused("--evaluate", run_dir)
+    assert f"is of other, not of {algo.__name__}; use other.py" in refused("--evaluate", run_dir)
+
+
+def test_bad_evaluation(run_dir, refused):
+    assert "--eval-episodes must be 1 or more" in refused("--evaluate", run_dir, "--eval-episodes", 0)
+    assert "--seed must be" in refused("--evaluate", run_dir, "--seed", -1)
+
+
+def test_a_copy_under_another_name_reads_its_runs(algo, run_dir, tmp_path):
+    copy = tmp_path / "my_algorithm.py"
+    shutil.copy(algo.__file__, copy)
+    replayed = subprocess.run(
+        [sys.executable, copy, "--evaluate", run_dir, "--eval-episodes", "1"],
+        env={**os.environ, "PYTHONPATH": TESTS},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert replayed.returncode == 0, replayed.stderr
 
 
 def test_checkpoint_without_its_environment(run_dir, refused):

@@ -14,9 +14,9 @@ AGREEMENT = 0.05  # nats
 def sklearn_entropy(actions: torch.Tensor, seed: int = 42) -> np.ndarray:
     """The same estimate from scikit-learn's mixtures, one fit per state."""
     entropies = []
-    threadpool_limits(1)  # its threads wait for each other longer than they compute
     for samples in actions.double().numpy():
-        mixture = GaussianMixture(3, random_state=seed).fit(samples)
+        with threadpool_limits(1):  # its threads wait for each other longer than they compute
+            mixture = GaussianMixture(3, random_state=seed).fit(samples)
         h = [0.5 * np.linalg.slogdet(2 * np.pi * np.e * covariance)[1] for covariance in mixture.covariances_]
         entropies.append(np.sum(mixture.weights_ * (h - np.log(mixture.weights_))))
     return np.array(entropies)

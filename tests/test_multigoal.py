@@ -76,7 +76,7 @@ def test_cut_at_100_steps():
     assert ends == [(False, False)] * 99 + [(False, True)]
 
 
-@pytest.mark.parametrize("num_goals", [1, 13, -2])
+@pytest.mark.parametrize("num_goals", [1, 13, -2, 4.5])
 def test_number_of_goals_out_of_range(num_goals):
     with pytest.raises(ValueError, match=f"num_goals must be 2 to 12, but it is {num_goals}"):
         gym.make(ENV_ID, num_goals=num_goals)
@@ -92,7 +92,8 @@ def test_vector_form_is_the_single_one(kwargs):
     assert vector.single_observation_space == single.single_observation_space
     assert vector.action_space == single.action_space
     rng, ends = np.random.default_rng(0), np.zeros(2, int)
-    assert np.array_equal(vector.reset(seed=7)[0], single.reset(seed=7)[0])
+    for reset in ({"seed": [3, 1, 4, 1, 5]}, {"options": {"position": (1.0, 2.0)}}, {"seed": 7}):
+        assert np.array_equal(vector.reset(**reset)[0], single.reset(**reset)[0])
     goal = rng.integers(4, size=5)
     for step in range(400):
         actions = rng.uniform(-1, 1, (5, 2)).astype(np.float32)
@@ -154,7 +155,7 @@ def test_pictures(trained, monkeypatch, capsys):
         colored = (middle.max(1) - middle.min(1)) > 0.2  # grid, goals and level curves are black and grey
         assert colored.mean() > 0.001
     images = EventAccumulator(str(trained), size_guidance={"images": 0}).Reload().Tags()["images"]
-    assert set(images) == {"policy", "value", "starts"}
+    assert set(images) == {"policy", "value", "starts", "multigoal"}
 
 
 def test_evaluations_log_coverage(trained):
@@ -164,8 +165,16 @@ def test_evaluations_log_coverage(trained):
     assert {"eval/coverage", "eval/arrived"} <= set(tags)
 
 
-@pytest.mark.parametrize("algo", [multigoal_env], indirect=False)
-def test_bad_input(algo, tmp_path, monkeypatch, capsys):
+def test_policy_report():
+    """Half of the rollouts go east and half north; a quarter of all stops short."""
+    half = np.arange(200) % 2 == 0
+    speed = np.where(np.arange(200) % 4 == 3, 0.0, 1.0)
+    act = lambda obs: np.where(half[:, None], (1.0, 0.0), (0.0, 1.0)) * speed[:, None]
+    report = multigoal_env.MultiGoalEnv(4).policy_report(act)
+    assert report == {"coverage": coverage(np.array([100, 50, 0, 0])), "arrived": 0.75}
+
+
+def test_bad_input(trained, tiny_args, algo, tmp_path, monkeypatch, capsys):
     def refused(*arguments):
         with pytest.raises(SystemExit) as exit_:
             draw(monkeypatch, *arguments)
@@ -174,7 +183,12 @@ def test_bad_input(algo, tmp_path, monkeypatch, capsys):
         assert message.count("\n") == 1
         return message
 
-    (tmp_path / "args.json").write_text('{"env_id": "Hopper-v4"}')
-    assert "is a run on Hopper-v4" in refused(tmp_path)
+    other = algo.main(tiny_args(env_id="toy_envs:Counter-v0"))
+    capsys.readouterr()
+    assert "is a run on toy_envs:Counter-v0" in refused(other)
+    assert "is a run on toy_envs:Counter-v0" in refused(trained, other)
+    assert not list(trained.glob("*.png"))
     assert "is not the folder of a run" in refused(tmp_path / "missing")
+    (other / "checkpoint.pt").unlink()
+    assert "no checkpoint" in refused(other)
     assert "at least one run" in refused()

@@ -83,11 +83,14 @@ def test_what_moves_when(algo):
 
 
 def test_targets_follow_the_new_critics(algo):
-    agent, batch = make_agent(algo, tau=0.1), make_batch(algo)
+    agent, batch = make_agent(algo, tau=0.1, learning_rate=0.1), make_batch(algo)
     before = snapshot(agent.target_critic)
     agent.update(batch, agent.draw(64), 0)
     for old, new, critic in zip(before, agent.target_critic.parameters(), agent.critic.parameters()):
         torch.testing.assert_close(new, 0.9 * old + 0.1 * critic.detach())
+        assert (new - old).abs().max() > 1e-3
+        assert not new.requires_grad  # nor does a graph of all averages so far hang on it
+        assert new.grad_fn is None
 
 
 def test_alpha_seeks_the_target_entropy(algo):
@@ -140,11 +143,11 @@ def test_evaluation_takes_no_exploration_noise_and_no_training_randomness(algo):
     envs = algo.make_envs(args, 4)
 
     def returns(seed):
-        return algo.evaluate(algo.make_actor(agent.policy, envs.single_action_space, seed), envs, 6, seed)
+        return algo.evaluate(algo.make_actor(agent.policy, envs.single_action_space, seed), envs, seed)
 
     state = torch.get_rng_state()
     first, again = returns(3), returns(3)
-    assert first.shape == (6,)
+    assert first.shape == (4,)
     assert np.array_equal(first, again)
     assert not np.array_equal(first, returns(4))
     assert torch.equal(state, torch.get_rng_state())
