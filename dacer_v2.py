@@ -75,23 +75,23 @@ class Args:
     diffusion_steps: int = 5
     """T, the number of denoising steps"""
     q_grad_weight: float | None = None
-    """eta, the weight of the Q-gradient field objective (default: by task); 0 is DACER with T steps"""
+    """eta, the weight of the Q-gradient field objective; 0 is DACER with T steps; None: by task, see README"""
     time_weight_c: float = 0.4
     """c of the time weight w(t) = exp(c t + d), t = 1..T; c = d = 0: no temporal weighting"""
     time_weight_d: float = -1.8
     """d of the time weight"""
     noise_scale: float | None = None
-    """lambda, the exploration noise's std is alpha * lambda (default: the paper's for the task, else 0.1)"""
+    """lambda, the exploration noise's std is alpha * lambda; None: the paper's for the task, else 0.1"""
     hidden_sizes: tuple[int, ...] | None = None
-    """widths of the hidden layers (default: the paper's for the task, else 256 256 256)"""
+    """widths of the hidden layers; None: the paper's for the task, else 256 256 256"""
     learning_starts: int | None = None
-    """warm-up: environment steps with uniform random actions (default: the paper's for the task, else 30,000)"""
+    """warm-up: environment steps with uniform random actions; None: the paper's for the task, else 30,000"""
     learning_rate: float = 1e-4
     """Adam step size of policy and critics"""
     alpha_lr: float = 0.03
     """Adam step size of log_alpha"""
     entropy_interval: int | None = None
-    """updates between two steps of log_alpha (default: a 150th of the run's updates)"""
+    """updates between two steps of log_alpha; None: a 150th of the run's updates"""
     entropy_samples: int = 200
     """actions drawn per state for the entropy estimate"""
     batch_size: int = 256
@@ -662,10 +662,11 @@ def replay(args: Args) -> np.ndarray:
     video_folder = Path(args.evaluate) / "videos" if args.capture_video else None
     try:
         envs = make_envs(agent.args, args.eval_episodes, video_folder=video_folder)
-        envs.reset()  # renders, if a video was asked for
-    except Exception as error:  # noqa: BLE001 - what a renderer may lack has many names
+        returns = evaluate(make_actor(agent.policy, envs.single_action_space, args.seed), envs, args.seed)
+    except Exception as error:
+        if video_folder is None:
+            raise
         fail(f"cannot record a video: {error} (it needs moviepy, and MUJOCO_GL=egl where there is no display)")
-    returns = evaluate(make_actor(agent.policy, envs.single_action_space, args.seed), envs, args.seed)
     envs.close()
     for episode, episodic_return in enumerate(returns, start=1):
         print(f"episode {episode}: return {episodic_return:.1f}")
@@ -690,9 +691,7 @@ def main(args: Args) -> Path:
     writer = SummaryWriter(run_dir)
     writer.add_text("arguments", "\n".join(f"    {k} = {v}" for k, v in dataclasses.asdict(args).items()))
     by_task = ", ".join(f"{name} {getattr(args, name)}" for name in DEFAULTS)
-    print(
-        f"{args.env_id} on {args.device}, {by_task}: {updates:,} updates, log_alpha steps every {args.entropy_interval:,}"
-    )
+    print(f"{args.env_id} on {args.device}: {by_task}, entropy_interval {args.entropy_interval}, {updates:,} updates")
     print(f"run folder: {run_dir}")
 
     stats, last_eval, finished, running = {}, "", [], np.zeros(args.num_envs)
@@ -732,18 +731,18 @@ def main(args: Args) -> Path:
         batch = buffer.sample(args.batch_size)
         entropy = agent.entropy(batch.obs) if update % args.entropy_interval == 0 else None
         stats |= agent.update(batch, agent.draw(args.batch_size), update, entropy)
+        bar.set_postfix_str(f"{global_step:,} env steps{last_eval}", refresh=False)
         bar.update()
 
         # Log
         if update % LOG_INTERVAL == 0 or update + 1 == updates:
-            stats |= {"alpha": agent.log_alpha.exp(), "exploration_noise_std": agent.noise_std()}
+            stats |= {"alpha": agent.log_alpha.detach().exp(), "exploration_noise_std": agent.noise_std()}
             log(writer, stats, global_step)
             writer.add_scalar("charts/updates", update + 1, global_step)
             writer.add_scalar("charts/SPS", (update + 1) * args.num_envs / (time.time() - start), global_step)
             if finished:
                 writer.add_scalar("charts/episodic_return", np.mean(finished), global_step)
                 finished.clear()
-            bar.set_postfix_str(f"{global_step:,} env steps{last_eval}", refresh=False)
 
         # Evaluate and save
         if (update + 1) % args.eval_interval == 0 or update + 1 == updates:

@@ -180,3 +180,23 @@ def test_checkpoint_without_its_environment(run_dir, refused):
     checkpoint = torch.load(path, weights_only=True)
     torch.save({**checkpoint, "args": {**checkpoint["args"], "env_id": "Gone-v0"}}, path)
     assert "cannot make --env-id Gone-v0" in refused("--evaluate", run_dir)
+
+
+def test_video(algo, tiny_args, capsys, monkeypatch):
+    """--capture-video records the whole of the first episode. (The multi-goal task renders without a display.)"""
+    from moviepy import VideoFileClip
+
+    run_dir = algo.main(tiny_args(env_id="multigoal_env:MultiGoal-v0", total_timesteps=44))
+    monkeypatch.setattr(
+        sys, "argv", [algo.__file__, "--evaluate", str(run_dir), "--capture-video", "--eval-episodes", "2"]
+    )
+    runpy.run_path(algo.__file__, run_name="__main__")
+    assert "2 episodes:" in capsys.readouterr().out
+    (video,) = (run_dir / "videos").iterdir()
+    with VideoFileClip(str(video)) as clip:
+        assert clip.n_frames > 5
+        assert clip.size == [280, 280]
+
+
+def test_no_video_without_a_renderer(run_dir, refused):
+    assert "cannot record a video" in refused("--evaluate", run_dir, "--capture-video")
