@@ -105,7 +105,7 @@ class Args:
     evaluate: str | None = None
     """folder of a run whose trained policy is to be replayed instead of training"""
     capture_video: bool = False
-    """with --evaluate: record the episodes to <run>/videos (needs the package moviepy)"""
+    """with --evaluate: record the first episode to <run>/videos (needs the package moviepy)"""
 
 
 # What the paper sets per task, by the task's name without its version.
@@ -179,7 +179,7 @@ def make_envs(
     kwargs = json.loads(args.env_kwargs)
 
     def make_env(record: bool = False) -> gym.Env:
-        env = gym.make(args.env_id, **kwargs, **({"render_mode": "rgb_array"} if record else {}))
+        env = gym.make(args.env_id, **kwargs | ({"render_mode": "rgb_array"} if record else {}))
         if record:  # the first episode
             env = gym.wrappers.RecordVideo(env, str(video_folder), lambda episode: episode == 0, disable_logger=True)
         if not (isinstance(env.observation_space, gym.spaces.Box) and len(env.observation_space.shape) == 1):
