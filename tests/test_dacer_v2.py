@@ -130,7 +130,7 @@ def test_minimising_it_alone_climbs_q():
         loss.backward()
         optimizer.step()
     assert before < -0.5  # the best is 0
-    assert mean_q() > before + 0.3
+    assert mean_q() > before + 0.15  # with the sign flipped it falls by about 0.25
 
 
 def test_policy_loss_adds_it_up():
