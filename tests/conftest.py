@@ -25,7 +25,7 @@ def tiny_args(algo, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     small = {"hidden_sizes": (16, 16, 16), "diffusion_steps": 3, "num_envs": 2, "batch_size": 8, "buffer_size": 1000}
     short = {"total_timesteps": 120, "learning_starts": 40, "entropy_samples": 8, "entropy_interval": 10}
-    rest = {"eval_interval": 20, "eval_episodes": 3, "device": "cpu"}
+    rest = {"eval_interval": 20, "eval_episodes": 3, "device": "cpu", "compile": False}
 
     def make(**changes):
         return algo.Args(**{**small, **short, **rest, **changes})

@@ -22,6 +22,7 @@ TINY = [word for name, value in TINY.items() for word in (f"--{name}", str(value
     "16",
     "16",
     "16",
+    "--no-compile",
 ]
 TESTS = str(Path(__file__).parent)
 

@@ -39,8 +39,14 @@ class FlatCritic(nn.Module):
 def make(critic, **changes):
     """An agent with this critic, a batch, and the draws of an update."""
     torch.manual_seed(0)
-    settings = {"q_grad_weight": 1.0, "diffusion_steps": T, "hidden_sizes": (32, 32, 32), "device": "cpu", **changes}
-    agent = dacer_v2.Agent(OBS_DIM, ACT_DIM, dacer_v2.resolve(dacer_v2.Args(**settings)))
+    settings = {
+        "q_grad_weight": 1.0,
+        "diffusion_steps": T,
+        "hidden_sizes": (32, 32, 32),
+        "device": "cpu",
+        "compile": False,
+    }
+    agent = dacer_v2.Agent(OBS_DIM, ACT_DIM, dacer_v2.resolve(dacer_v2.Args(**settings | changes)))
     agent.critic = critic
     obs, next_obs = torch.randn(2, B, OBS_DIM)
     batch = dacer_v2.Batch(obs, torch.rand(B, ACT_DIM), torch.randn(B), next_obs, torch.zeros(B))
@@ -154,6 +160,7 @@ def test_eta_zero_is_dacer_bit_for_bit(tmp_path, monkeypatch):
     tiny = {
         "env_id": "toy_envs:Reach-v0", "total_timesteps": 200, "learning_starts": 40, "num_envs": 2, "batch_size": 16,
         "hidden_sizes": (16, 16, 16), "diffusion_steps": 4, "entropy_samples": 8, "buffer_size": 1000, "device": "cpu",
+        "compile": False,
     }  # fmt: skip
     first = dacer.main(dacer.Args(**tiny))
     second = dacer_v2.main(dacer_v2.Args(**tiny, q_grad_weight=0.0))
@@ -171,6 +178,7 @@ MAY_DROP = {
     '"""DACER: Diffusion Actor-Critic with Entropy Regulator, in one file.',
     "    diffusion_steps: int = 20",
     'DEFAULTS = {"noise_scale": 0.1, "hidden_sizes": (256, 256, 256), "learning_starts": 30_000}',
+    '    "MultiGoal": {"entropy_interval": 1000},',
     'ALGORITHM = "dacer"',
     "        return Draws(self.policy.draw_noise(batch_size), z, self.policy.draw_noise(batch_size))",
     '        """L_q = -mean min(m_1, m_2)(s, a) of actions with exploration noise, and statistics."""',

@@ -44,12 +44,18 @@ def networks(agent) -> dict[str, nn.Module]:
 
 
 @pytest.fixture
-def agent(algo, golden):
+def mode():
+    return "eager"
+
+
+@pytest.fixture
+def agent(algo, golden, mode):
     args = algo.Args(
         diffusion_steps=int(golden["diffusion_steps"]),
         hidden_sizes=tuple(golden["hidden"].tolist()),
         noise_scale=float(golden["noise_scale"]),
         device="cpu",
+        compile=mode == "compiled",
         **({"q_grad_weight": 0.0} if hasattr(algo.Args, "q_grad_weight") else {}),
     )
     agent = algo.Agent(int(golden["obs_dim"]), int(golden["act_dim"]), args)
@@ -69,12 +75,10 @@ def policy_noise(golden, prefix):
 
 
 def test_schedule(agent, golden):
-    policy = agent.policy
-    close(policy.recip_abar, golden["schedule/sqrt_recip_alphas_cumprod"])
-    close(policy.recip_abar_m1, golden["schedule/sqrt_recipm1_alphas_cumprod"])
-    close(policy.mean_x0, golden["schedule/posterior_mean_coef1"])
-    close(policy.mean_xt, golden["schedule/posterior_mean_coef2"])
-    close(np.square(policy.step_std), golden["schedule/posterior_variance"])
+    names = ["sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_mean_coef1", "posterior_mean_coef2"]
+    for column, name in zip(agent.policy.schedule.T, names):
+        close(column, golden[f"schedule/{name}"])
+    close(agent.policy.schedule[:, 4].square(), golden["schedule/posterior_variance"])
 
 
 def test_time_embedding(agent, golden):
@@ -94,13 +98,15 @@ def test_critic(agent, golden):
     close(std[0], golden["forward/q1_std"])
 
 
+@pytest.mark.parametrize("mode", ["eager", "compiled"])
 def test_sampled_actions(agent, golden):
     obs, noise = torch.from_numpy(golden["forward/obs"]), policy_noise(golden, "sample/")
-    close(agent.policy(obs, noise, agent.noise_std()), golden["sample/action"])
-    close(agent.policy(obs, noise), golden["sample/action_without_exploration"])
+    close(agent.sample_actions(obs, noise, agent.noise_std()), golden["sample/action"])
+    close(agent.sample_actions(obs, noise), golden["sample/action_without_exploration"])
 
 
-def test_updates(algo, agent, golden):
+@pytest.mark.parametrize("mode", ["eager", "compiled"])
+def test_updates(algo, agent, golden, mode):
     """Losses, statistics and all weights, update after update."""
     num_updates = len({key.split("/")[0] for key in golden if key.startswith("update")})
     assert num_updates > 1
@@ -119,12 +125,14 @@ def test_updates(algo, agent, golden):
         batch = algo.Batch(*map(torch.from_numpy, data))
         z = torch.from_numpy(np.stack([update["z1"], update["z2"]]))
         draws = algo.Draws(policy_noise(update, "next_"), z, policy_noise(update, "pi_"))
-        with torch.no_grad():
-            actor_loss = agent.policy_loss(batch, draws)[0]  # recorded also where the policy does not step
+        if mode == "eager":  # recorded also where the policy does not step
+            with torch.no_grad():
+                close(agent.policy_loss(batch, draws)[0], update["info/policy_loss"])
         entropy = torch.tensor(update["info/entropy"]) if "entropy_actions" in update else None
-        stats = agent.update(batch, draws, i, entropy)
+        stats = agent.update(batch, draws, i)
+        if entropy is not None:
+            agent.update_alpha(entropy)
 
-        close(actor_loss, update["info/policy_loss"])
         if "actor_loss" in stats:
             close(stats["actor_loss"], update["info/policy_loss"])
         for j in (0, 1):

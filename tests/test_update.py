@@ -7,7 +7,9 @@ import torch
 
 def make_agent(algo, obs_dim=4, act_dim=2, **changes):
     torch.manual_seed(0)
-    return algo.Agent(obs_dim, act_dim, algo.resolve(algo.Args(hidden_sizes=(32, 32, 32), device="cpu", **changes)))
+    return algo.Agent(
+        obs_dim, act_dim, algo.resolve(algo.Args(hidden_sizes=(32, 32, 32), device="cpu", compile=False, **changes))
+    )
 
 
 def make_batch(algo, size=64, obs_dim=4, act_dim=2, terminated=0.0):
@@ -42,7 +44,7 @@ def test_any_number_of_diffusion_steps(algo, diffusion_steps):
     action = agent.act(batch.obs.numpy())
     assert action.shape == (64, 2)
     assert action.abs().max() <= 1
-    stats = agent.update(batch, agent.draw(64), 0, agent.entropy(batch.obs[:4]))
+    stats = agent.update(batch, agent.draw(64), 0) | agent.update_alpha(agent.entropy(batch.obs[:4]))
     assert all(value.isfinite().all() for value in stats.values())
 
 
@@ -67,13 +69,15 @@ def test_termination_stops_the_bootstrap_and_truncation_does_not(algo):
 
 
 def test_what_moves_when(algo):
-    """Critics move in every update, policy and targets in every second, log_alpha where an entropy is given."""
+    """Critics move in every update, policy and targets in every second, log_alpha by a step of its own."""
     agent, batch = make_agent(algo), make_batch(algo)
     for step in range(4):
         nets = {"critic": agent.critic, "policy": agent.policy, "target": agent.target_critic}
         before = {name: snapshot(net) for name, net in nets.items()}
         log_alpha = agent.log_alpha.item()
-        agent.update(batch, agent.draw(64), step, torch.tensor(1.0) if step == 2 else None)
+        agent.update(batch, agent.draw(64), step)
+        if step == 2:
+            agent.update_alpha(torch.tensor(1.0))
         assert all(moved(agent.critic, before["critic"]))
         assert (
             all(moved(agent.policy, before["policy"])) == any(moved(agent.policy, before["policy"])) == (step % 2 == 0)
@@ -96,9 +100,9 @@ def test_targets_follow_the_new_critics(algo):
 def test_alpha_seeks_the_target_entropy(algo):
     """Too little entropy raises the exploration noise, too much lowers it."""
     for entropy, sign in ((-5.0, 1), (5.0, -1)):
-        agent, batch = make_agent(algo), make_batch(algo)
+        agent = make_agent(algo)
         before = agent.log_alpha.item()
-        agent.update(batch, agent.draw(64), 0, torch.tensor(entropy))
+        agent.update_alpha(torch.tensor(entropy))
         assert abs(agent.log_alpha.item() - before - sign * 0.03) < 1e-4  # Adam's first step is the learning rate
 
 

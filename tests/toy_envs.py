@@ -1,5 +1,7 @@
 """Small environments whose numbers are known."""
 
+import os
+
 import gymnasium as gym
 import numpy as np
 
@@ -77,6 +79,23 @@ class Odd(gym.Env):
         return self.observation_space.sample(), 0.0, False, False, {}
 
 
+class Failing(Reach):
+    """Reach, but at its `at`-th step it raises, or its process ends as if it had been killed."""
+
+    def __init__(self, at=30, how="raise"):
+        super().__init__()
+        self.at, self.how, self.steps = at, how, 0
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps == self.at:
+            if self.how == "exit":
+                os._exit(1)
+            raise RuntimeError("the simulator diverged")
+        return super().step(action)
+
+
 gym.register("Counter-v0", Counter)
+gym.register("Failing-v0", Failing, max_episode_steps=10)
 gym.register("Reach-v0", Reach)
 gym.register("Odd-v0", Odd, max_episode_steps=6)
