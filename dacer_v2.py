@@ -22,7 +22,6 @@ Every update, on a batch (s, a, r, s') and with all gradients at the parameters 
               mixture fitted to 200 actions of each state                            every entropy_interval updates
 """
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -123,7 +122,7 @@ class Args:
     """with --evaluate: record the first episode to <run>/videos (needs the package moviepy)"""
 
 
-# What the paper sets per task, by the task's name without its version.
+# What the paper sets per task (MultiGoal's are ours), by the task's name without its version.
 DEFAULTS = {"q_grad_weight": 0.01, "noise_scale": 0.1, "hidden_sizes": (256, 256, 256), "learning_starts": 30_000}
 TASKS = {
     "Humanoid": {"noise_scale": 0.15, "hidden_sizes": (512, 512, 512), "learning_starts": 200_000},
@@ -723,17 +722,35 @@ def save_checkpoint(run_dir: Path, agent: Agent, update: int, global_step: int) 
     os.replace(temporary, run_dir / "checkpoint.pt")
 
 
+def can_compile(device: str) -> bool:
+    """Whether torch.compile works here (it needs a C++ compiler on a CPU, Triton on CUDA); prints one line if not."""
+    try:
+        torch.compile(torch.sin)(torch.zeros(2, device=device))
+    except Exception as error:  # noqa: BLE001 - whatever is missing, training works without
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        print(f"torch.compile does not work here; going on without, at half the speed ({reason})")
+        return False
+    return True
+
+
 def load_agent(run_dir: str | Path, device: str = "cpu", compile: bool = False) -> Agent:
-    """The trained agent of a run's folder; ValueError if there is none. Executes no code from the file."""
+    """The trained agent of a run's folder; ValueError if there is none. Executes no code from the file.
+
+    `compile`: the policy is compiled at its first call with each number of observations (8 of them), a few seconds each.
+    """
     path = Path(run_dir) / "checkpoint.pt"
     if not path.is_file():
         raise ValueError(f"there is no checkpoint in {run_dir}: {path} does not exist")
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
         if (algorithm := checkpoint["algorithm"]) == ALGORITHM:
-            args = Args(**{**checkpoint["args"], "device": device, "compile": compile})
+            args = Args(**{**checkpoint["args"], "device": device, "compile": False})
             agent = Agent(checkpoint["obs_dim"], checkpoint["act_dim"], args)
             agent.load_state_dict(checkpoint["agent"])
+            if compile and can_compile(device):
+                agent.policy.forward = torch.compile(
+                    agent.policy.forward, dynamic=False, options={"size_asserts": False}
+                )
             return agent
     except Exception as error:  # a broken file fails in many ways
         raise ValueError(f"cannot read the checkpoint {path}: {error}") from error
@@ -743,17 +760,6 @@ def load_agent(run_dir: str | Path, device: str = "cpu", compile: bool = False) 
 # --------------------------------------------------------------------------------------------------------------- main
 
 LOG_INTERVAL = 100  # updates
-
-
-def can_compile(device: str) -> bool:
-    """Whether torch.compile works here (it needs a C++ compiler on a CPU, Triton on CUDA); prints one line if not."""
-    try:
-        torch.compile(torch.sin)(torch.zeros(2, device=device))
-    except Exception as error:  # noqa: BLE001 - whatever is missing, training works without
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-        print(f"torch.compile does not work here, so this run takes about twice as long ({reason})")
-        return False
-    return True
 
 
 def replay(args: Args) -> np.ndarray:
@@ -784,17 +790,29 @@ def main(args: Args) -> Path:
     """Trains an agent and returns the folder of its run."""
     args = resolve(args)
     check_env(args)
+    envs = make_envs(args, args.num_envs, asynchronous=args.async_envs)  # forks, so before anything starts threads
+    eval_envs = make_envs(args, args.eval_episodes)
     torch.compiler.reset()  # or a process that trains agent after agent would reach PyTorch's limit of compilations
     args = dataclasses.replace(args, compile=args.compile and can_compile(args.device))
-    if args.device == "cuda" and args.tf32:
-        torch.set_float32_matmul_precision("high")
+    if args.device == "cuda":
+        torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
     warmup, updates = num_iterations(args)
     torch.manual_seed(args.seed)
-    envs = make_envs(args, args.num_envs, asynchronous=args.async_envs)
-    eval_envs = make_envs(args, args.eval_episodes)
     obs_dim, act_dim = envs.single_observation_space.shape[0], math.prod(envs.single_action_space.shape)
     agent = Agent(obs_dim, act_dim, args)
     buffer = ReplayBuffer(args.buffer_size, obs_dim, act_dim, args.device)
+
+    run_dir = make_run_dir(args)
+    writer = SummaryWriter(run_dir)
+    writer.add_text("arguments", "\n".join(f"    {k} = {v}" for k, v in dataclasses.asdict(args).items()))
+    by_task = ", ".join(f"{name} {getattr(args, name)}" for name in DEFAULTS)
+    print(f"{args.env_id} on {args.device}: {by_task}, entropy_interval {args.entropy_interval}, {updates:,} updates")
+    print(f"run folder: {run_dir}")
+    if args.compile:
+        print("the first updates are compiled: half a minute, or seconds if that was done here before")
+
+    stats, global_step, last_eval, finished, running = {}, 0, "", [], np.zeros(args.num_envs)
+    bar = tqdm(total=warmup * args.num_envs, desc="warm-up", unit=" steps", leave=False)
 
     def update_networks(update: int) -> dict[str, Tensor]:
         return agent.update(buffer.sample(args.batch_size), agent.draw(args.batch_size), update)
@@ -809,29 +827,19 @@ def main(args: Args) -> Path:
         if step_alpha:
             stats.update(agent.update_alpha(entropy))
 
-    run_dir = make_run_dir(args)
-    writer = SummaryWriter(run_dir)
-    writer.add_text("arguments", "\n".join(f"    {k} = {v}" for k, v in dataclasses.asdict(args).items()))
-    by_task = ", ".join(f"{name} {getattr(args, name)}" for name in DEFAULTS)
-    print(f"{args.env_id} on {args.device}: {by_task}, entropy_interval {args.entropy_interval}, {updates:,} updates")
-    print(f"run folder: {run_dir}")
-    if args.compile:
-        print("the first updates are compiled: half a minute, or seconds if that was done here before")
-
-    def guarded(method: Callable, *arguments: Any) -> Any:
+    def guarded(method: Callable, *arguments: Any, **options: Any) -> Any:
         """Calls a method of the environments; should they fail, the run ends with one line and keeps what it saved."""
         try:
-            return method(*arguments)
+            return method(*arguments, **options)
         except Exception as error:  # noqa: BLE001 - whatever a user's own environment raises is the user's to read
             (run_dir / "error.txt").write_text(traceback.format_exc())
-            with contextlib.suppress(Exception):
-                envs.close(terminate=True)
-            envs.closed = True  # a worker process that has died cannot be asked again
+            for process in getattr(envs, "processes", []):  # they cannot be asked to close: one may be dead
+                process.terminate()
+            envs.closed = True
+            bar.close(), writer.close()
             fail(f"{args.env_id} failed at environment step {global_step}: {error!r} (more in {run_dir}/error.txt)")
 
-    stats, last_eval, finished, running = {}, "", [], np.zeros(args.num_envs)
-    bar = tqdm(total=warmup * args.num_envs, desc="warm-up", unit=" steps", leave=False)
-    obs, _ = envs.reset(seed=1000 * args.seed)  # copy i gets 1000 seed + i: no two seeds share an environment
+    obs, _ = guarded(envs.reset, seed=1000 * args.seed)  # copy i gets 1000 seed + i: no two seeds share an environment
     for update in range(-warmup, updates):  # the warm-up's vector steps count up to zero
         global_step = (warmup + update + 1) * args.num_envs
         if update == 0:
@@ -889,7 +897,7 @@ def main(args: Args) -> Path:
         # Evaluate and save
         if (update + 1) % args.eval_interval == 0 or update + 1 == updates:
             act = make_actor(agent.policy, eval_envs.single_action_space, args.seed + update)
-            returns = evaluate(act, eval_envs, args.seed + update)
+            returns = guarded(evaluate, act, eval_envs, args.seed + update)
             scores = {"episodic_return": returns.mean(), "episodic_return_std": returns.std()}
             if hasattr(eval_envs.envs[0].unwrapped, "policy_report"):  # a task may measure policies in its own way
                 scores |= eval_envs.envs[0].unwrapped.policy_report(act)

@@ -80,15 +80,23 @@ class Odd(gym.Env):
 
 
 class Failing(Reach):
-    """Reach, but at its `at`-th step it raises, or its process ends as if it had been killed."""
+    """Reach, but at its `at`-th step it raises, or its process ends as if it had been killed.
 
-    def __init__(self, at=30, how="raise"):
+    Fails only where a training environment has been made of it (their seeds are 1000 and more), or only in evaluations.
+    """
+
+    def __init__(self, at=30, how="raise", in_training=True):
         super().__init__()
-        self.at, self.how, self.steps = at, how, 0
+        self.at, self.how, self.in_training, self.steps = at, how, in_training, 0
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            self.fails = (seed >= 1000) == self.in_training
+        return super().reset(seed=seed, options=options)
 
     def step(self, action):
         self.steps += 1
-        if self.steps == self.at:
+        if self.fails and self.steps == self.at:
             if self.how == "exit":
                 os._exit(1)
             raise RuntimeError("the simulator diverged")
