@@ -162,6 +162,8 @@ def test_an_environment_that_fails(algo, tiny_args, capfd, async_envs, how, at, 
     run_dir = Path(error.split("(more in ")[1].removesuffix("/error.txt)"))
     assert "Error" in (run_dir / "error.txt").read_text()
     assert algo.load_agent(run_dir)
+    for process in multiprocessing.active_children():
+        process.join(10)
     assert not multiprocessing.active_children()
 
 
