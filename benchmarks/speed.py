@@ -5,9 +5,10 @@
     python benchmarks/speed.py --device cuda --json speed.json
 
 For every task one process is started; in it the contestants take turns, and the table gives medians over all turns (of
-the entropy estimate, a single one). Peak memory is that of all contestants of a task together. An even update steps policy and targets too, an odd one the critics alone; their mean is what a run pays. The limit is the
-time of the update's matrix products alone, at the rate that this machine reaches on large square ones in the same
-process; `x limit` is the mean update's ratio to it.
+the entropy estimate, a single one). Peak memory is that of all contestants of a task together. An even update steps
+policy and targets too, an odd one the critics alone; their mean is what a run pays. The limit is the time of the update's
+matrix products alone, at the rate that this machine reaches on large square ones in the same process; `x limit` is the
+mean update's ratio to it.
 """
 
 import json
@@ -228,7 +229,9 @@ def main(options: Options) -> list[dict]:
         ]
         for name in ("scripts", "steps", "modes"):
             command += [f"--{name}", *map(str, getattr(options, name))]
-        child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        if child.returncode != 0:
+            raise SystemExit(child.returncode)  # it has said why
         rows += json.loads(child.stdout.splitlines()[-1])
         print(
             f"{task}: sgemm {rows[-1]['sgemm_gflops']:.0f} GFLOP/s, peak memory {rows[-1]['memory_gib']:.1f} GiB",

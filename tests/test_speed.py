@@ -98,7 +98,7 @@ def test_without_a_compiler(algo, tiny_args, monkeypatch, capsys):
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_mish(algo, compiled):
-    """Within 1e-6 of the exact value, and so is its gradient; infinities and NaN are treated as by PyTorch's own."""
+    """Within 1e-6 of the exact value, and so is its gradient; infinities and NaN give what PyTorch's own gives."""
     torch.compiler.reset()
     mish = torch.compile(algo.Mish.apply) if compiled else algo.Mish.apply
     tiny = torch.logspace(-44, 0, 20_000, dtype=torch.float64)
@@ -113,8 +113,11 @@ def test_mish(algo, compiled):
     scale = exact.detach().abs().clamp(min=1)
     assert ((value.double() - exact).abs() / scale).max() < 1e-6
     assert (x.grad - exact_x.grad).abs().max() < 1e-6
-    extreme = torch.tensor([torch.inf, -torch.inf, torch.nan])
-    torch.testing.assert_close(mish(extreme), F.mish(extreme), equal_nan=True, rtol=0, atol=0)
+    extreme = torch.tensor([torch.inf, -torch.inf, torch.nan], requires_grad=True)
+    value = mish(extreme)
+    torch.testing.assert_close(value, F.mish(extreme), equal_nan=True, rtol=0, atol=0)
+    value.sum().backward()  # PyTorch's gradient at infinity is NaN, where the limit is 1
+    torch.testing.assert_close(extreme.grad, torch.tensor([1.0, torch.nan, torch.nan]), equal_nan=True)
 
 
 def test_the_buffer_takes_no_memory_before_it_is_used(algo):
