@@ -304,9 +304,11 @@ class Mish(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        e = x.clamp(max=20.0).exp()
-        n, r = e * (e + 2), 1 / (e * (e + 2) + 2)
-        return grad * (n * r + x.clamp(max=20.0) * (4 * e * (e + 1) * r * r))
+        x = x.clamp(max=20.0)
+        e = x.exp()
+        n = e * (e + 2)
+        r = 1 / (n + 2)
+        return grad * (n * r + x * (4 * e * (e + 1) * r * r))
 
 
 class MishLayer(nn.Module):
