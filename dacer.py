@@ -19,16 +19,22 @@ Every update, on a batch (s, a, r, s') and with all gradients at the parameters 
               mixture fitted to 200 actions of each state                            every entropy_interval updates
 """
 
+import atexit
 import dataclasses
 import json
 import math
 import os
+import pickle
+import random
 import re
 import shutil
+import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
@@ -104,9 +110,15 @@ class Args:
     """policy and target critics are updated on every policy_frequency-th update"""
 
     eval_interval: int = 15_000
-    """updates between two evaluations; each saves a checkpoint, and one more follows the last update"""
+    """updates between two evaluations; one more follows the last update"""
     eval_episodes: int = 10
     """episodes per evaluation, without exploration noise"""
+    checkpoint_interval: int = 15_000
+    """updates between two checkpoints; each evaluation saves one too"""
+    save_replay_buffer: bool = True
+    """checkpoints hold the replay buffer; without it they are small, but a run cannot be resumed exactly"""
+    resume: str | None = None
+    """folder of an interrupted run to go on with; its arguments apply, of which only --total-timesteps may be raised"""
     evaluate: str | None = None
     """folder of a run whose trained policy is to be replayed instead of training"""
     capture_video: bool = False
@@ -126,7 +138,7 @@ BOUNDS = {
     "learning_rate": (0.0, math.inf), "alpha_lr": (0.0, math.inf), "entropy_interval": (1, math.inf),
     "entropy_samples": (3, math.inf), "batch_size": (1, math.inf), "buffer_size": (1, math.inf), "gamma": (0.0, 1.0),
     "tau": (0.0, 1.0), "reward_scale": (0.0, math.inf), "policy_frequency": (1, math.inf), "eval_interval": (1, math.inf),
-    "eval_episodes": (1, math.inf),
+    "eval_episodes": (1, math.inf), "checkpoint_interval": (1, math.inf),
 }  # fmt: skip
 
 
@@ -184,9 +196,11 @@ def make_envs(
     args: Args, num_envs: int, asynchronous: bool = False, video_folder: Path | None = None
 ) -> gym.vector.VectorEnv:
     """Vector environment with flat observations. Done copies reset within the same step; `final_obs` keeps their end."""
-    kwargs = json.loads(args.env_kwargs)
+    kwargs, main_process = json.loads(args.env_kwargs), os.getpid()
 
     def make_env(record: bool = False) -> gym.Env:
+        if os.getpid() != main_process:  # a worker: it ends when the main process tells it to, also after Ctrl-C
+            signal.signal(signal.SIGINT, signal.SIG_IGN), signal.signal(signal.SIGTERM, signal.SIG_IGN)
         env = gym.make(args.env_id, **kwargs | ({"render_mode": "rgb_array"} if record else {}))
         if record:  # the first episode
             env = gym.wrappers.RecordVideo(env, str(video_folder), lambda episode: episode == 0, disable_logger=True)
@@ -196,7 +210,10 @@ def make_envs(
 
     vectorize = gym.vector.AsyncVectorEnv if asynchronous else gym.vector.SyncVectorEnv
     makers = [partial(make_env, record=video_folder is not None and i == 0) for i in range(num_envs)]
-    return vectorize(makers, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
+    envs = vectorize(makers, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
+    if asynchronous:  # Python would end its workers at exit by the signal that they ignore
+        atexit.register(lambda: [process.kill() for process in envs.processes])
+    return envs
 
 
 def check_env(args: Args) -> None:
@@ -226,6 +243,15 @@ def to_env(action: Tensor, space: gym.spaces.Box) -> np.ndarray:
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
     action = action.cpu().numpy().reshape(-1, *space.shape)
     return np.clip(low + (action + 1.0) / 2.0 * (high - low), low, high).astype(space.dtype)
+
+
+def check_finite(**quantities: np.ndarray) -> None:
+    """FloatingPointError if one of these, (n, ...) for n environments, is NaN or too large for single precision."""
+    for name, values in quantities.items():
+        wrong = ~(np.abs(values) <= np.finfo(np.float32).max)  # NaN compares as false
+        if wrong.any():
+            i = wrong.reshape(len(wrong), -1).any(1).argmax()
+            raise FloatingPointError(f"{name} {values[i][wrong[i]].flat[0]} from environment {i} of {len(wrong)}")
 
 
 # ------------------------------------------------------------------------------------------------------- replay buffer
@@ -260,6 +286,17 @@ class ReplayBuffer:
     def sample(self, batch_size: int) -> Batch:
         rows = (torch.rand(batch_size, dtype=torch.float64, device=self.device) * self.size).long()
         return Batch(*(stored[rows] for stored in self.data))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The stored transitions and the position in the ring, for a checkpoint."""
+        size = int(self.size)  # through NumPy, since torch.save would write the whole of a sliced tensor
+        return {"position": self.position, "data": [torch.from_numpy(x[:size].cpu().numpy()) for x in self.data]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.position = state["position"]
+        for stored, rows in zip(self.data, state["data"]):
+            stored[: len(rows)] = rows
+            self.size.fill_(len(rows))
 
 
 # -------------------------------------------------------------------------------------------------- policy and critics
@@ -503,6 +540,9 @@ class Agent(nn.Module):
         self.sample_actions = compiled(self.policy.forward)
         self.critic_loss, self.policy_loss = compiled(self.critic_loss), compiled(self.policy_loss)
 
+    def optimizers(self) -> tuple[torch.optim.Optimizer, ...]:
+        return self.policy_optimizer, self.critic_optimizer, self.alpha_optimizer
+
     def noise_std(self) -> Tensor:
         """Standard deviation alpha * lambda of the exploration noise."""
         return self.log_alpha.detach().exp() * self.args.noise_scale
@@ -647,14 +687,20 @@ def evaluate(act: Callable[[np.ndarray], np.ndarray], envs: gym.vector.VectorEnv
         obs, reward, terminated, truncated, _ = envs.step(act(obs))
         returns += reward * running
         running &= ~(terminated | truncated)
+    check_finite(**{"return": returns})
     return returns
 
 
-def log(writer: SummaryWriter, stats: dict[str, Tensor], global_step: int) -> None:
-    """Writes the statistics of an update; of a vector, with `{}` in its name, each entry, counted from 1."""
-    for name, value in stats.items():
-        for i, number in enumerate(value.reshape(-1).tolist(), start=1):
-            writer.add_scalar(f"losses/{name.format(i)}", number, global_step)
+def loss_scalars(stats: dict[str, Tensor]) -> dict[str, float]:
+    """An update's statistics as curves; of a vector, with `{}` in its name, each entry, counted from 1."""
+    numbers = {name: value.reshape(-1).tolist() for name, value in stats.items()}
+    return {f"losses/{name.format(i + 1)}": value for name in numbers for i, value in enumerate(numbers[name])}
+
+
+def write_args(run_dir: Path, args: Args) -> None:
+    """Writes <run>/args.json; through a temporary file, so that it is complete at every instant."""
+    (run_dir / "args.json.tmp").write_text(json.dumps(dataclasses.asdict(args), indent=2) + "\n")
+    os.replace(run_dir / "args.json.tmp", run_dir / "args.json")
 
 
 def make_run_dir(args: Args) -> Path:
@@ -662,21 +708,71 @@ def make_run_dir(args: Args) -> Path:
     name = re.sub(r"[^\w.-]", "_", args.env_id.split(":")[-1]) + f"__{args.exp_name}__{args.seed}"
     run_dir = Path("runs") / f"{name}__{datetime.now():%Y%m%d-%H%M%S-%f}"
     run_dir.mkdir(parents=True)
-    (run_dir / "args.json").write_text(json.dumps(dataclasses.asdict(args), indent=2) + "\n")
+    write_args(run_dir, args)
     shutil.copy(__file__, run_dir)
     return run_dir
 
 
-def save_checkpoint(run_dir: Path, agent: Agent, update: int, global_step: int) -> None:
-    """Writes <run>/checkpoint.pt; through a temporary file, so that it is complete at every instant."""
+def random_states(device: str) -> dict[str, Any]:
+    """The states of all global random generators."""
+    name, keys, *rest = np.random.get_state()
+    cuda = {"cuda": torch.cuda.get_rng_state()} if device == "cuda" else {}
+    return {"torch": torch.get_rng_state(), "numpy": (name, keys.tolist(), *rest), "python": random.getstate(), **cuda}
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Puts the global random generators into these states."""
+    torch.set_rng_state(states["torch"])
+    np.random.set_state(states["numpy"])
+    random.setstate(states["python"])
+    if "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+VERSION = 1  # of the layout of a checkpoint
+
+
+def save_checkpoint(run_dir: Path, agent: Agent, update: int, **rest: Any) -> None:
+    """Writes <run>/checkpoint.pt; OSError if it cannot. At every instant the newest complete one lies there.
+
+    `update`: updates done, or minus the vector steps of the warm-up to come; `rest`: what a resumed run needs besides.
+    """
     checkpoint = {
-        "algorithm": ALGORITHM, "obs_dim": agent.obs_dim, "act_dim": agent.act_dim, "args": dataclasses.asdict(agent.args), "agent": agent.state_dict(),
-        "policy_optimizer": agent.policy_optimizer.state_dict(), "critic_optimizer": agent.critic_optimizer.state_dict(),
-        "alpha_optimizer": agent.alpha_optimizer.state_dict(), "update": update, "global_step": global_step,
+        "algorithm": ALGORITHM, "version": VERSION, "args": dataclasses.asdict(agent.args), "update": update,
+        "obs_dim": agent.obs_dim, "act_dim": agent.act_dim, "agent": agent.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in agent.optimizers()], **rest,
     }  # fmt: skip
     temporary = run_dir / "checkpoint.pt.tmp"
-    torch.save(checkpoint, temporary)
-    os.replace(temporary, run_dir / "checkpoint.pt")
+    try:
+        torch.save(checkpoint, temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, run_dir / "checkpoint.pt")
+    except (OSError, RuntimeError) as error:  # torch.save tells of a full disk by a RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise OSError(str(error).splitlines()[0]) from error
+
+
+def load_checkpoint(run_dir: str | Path) -> dict[str, Any]:
+    """The checkpoint in a run's folder, on the CPU; ValueError if there is none to use. Executes no code from the file."""
+    path = Path(run_dir) / "checkpoint.pt"
+    if not path.is_file():
+        raise ValueError(f"there is no checkpoint in {run_dir}: {path} does not exist")
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch.save writes one, with checksums that torch.load ignores
+            if damaged := archive.testzip():
+                raise ValueError(f"its part {damaged} is damaged")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        algorithm, version = checkpoint["algorithm"], checkpoint["version"]
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"cannot read the checkpoint {path}: it holds objects whose loading could run code") from error
+    except Exception as error:  # a broken file fails in many ways
+        raise ValueError(f"cannot read the checkpoint {path}: {type(error).__name__}: {error}") from error
+    if algorithm != ALGORITHM:
+        raise ValueError(f"{path} is of {algorithm}, not of {ALGORITHM}; use {algorithm}.py")
+    if version != VERSION:
+        raise ValueError(f"{path} is of version {version}, not {VERSION}; use the copy of the script in {run_dir}")
+    return checkpoint
 
 
 def can_compile(device: str) -> bool:
@@ -695,27 +791,160 @@ def load_agent(run_dir: str | Path, device: str = "cpu", compile: bool = False) 
 
     `compile`: the policy is compiled at its first call with each number of observations (up to 8), in 5 to 15 seconds.
     """
-    path = Path(run_dir) / "checkpoint.pt"
-    if not path.is_file():
-        raise ValueError(f"there is no checkpoint in {run_dir}: {path} does not exist")
+    checkpoint = load_checkpoint(run_dir)
     try:
-        checkpoint = torch.load(path, map_location=device, weights_only=True)
-        if (algorithm := checkpoint["algorithm"]) == ALGORITHM:
-            args = Args(**{**checkpoint["args"], "device": device, "compile": False})
-            agent = Agent(checkpoint["obs_dim"], checkpoint["act_dim"], args)
-            agent.load_state_dict(checkpoint["agent"])
-            if compile and can_compile(device):
-                options = {"cpp_wrapper": True, "size_asserts": False}  # for single actions, Python's part counts
-                agent.policy.forward = torch.compile(agent.policy.forward, dynamic=False, options=options)
-            return agent
-    except Exception as error:  # a broken file fails in many ways
-        raise ValueError(f"cannot read the checkpoint {path}: {error}") from error
-    raise ValueError(f"{path} is of {algorithm}, not of {ALGORITHM}; use {algorithm}.py")
+        args = Args(**{**checkpoint["args"], "device": device, "compile": False})
+        agent = Agent(checkpoint["obs_dim"], checkpoint["act_dim"], args)
+        agent.load_state_dict(checkpoint["agent"])
+    except Exception as error:  # a file that was edited fails in many ways
+        raise ValueError(f"cannot read the checkpoint in {run_dir}: {type(error).__name__}: {error}") from error
+    if compile and can_compile(device):
+        options = {"cpp_wrapper": True, "size_asserts": False}  # for single actions, Python's part counts
+        agent.policy.forward = torch.compile(agent.policy.forward, dynamic=False, options=options)
+    return agent
 
 
 # --------------------------------------------------------------------------------------------------------------- main
 
 LOG_INTERVAL = 100  # updates
+ENV_TIMEOUT = 600  # seconds that asynchronous environments have for a step
+STOP = []  # the signal that asks the run to stop, once it came
+
+
+def request_stop(signum: int, frame: Any) -> None:
+    """Handles SIGINT and SIGTERM: the run saves a checkpoint after this update. A second one ends the program at once."""
+    signal.signal(signum, signal.SIG_DFL)
+    STOP.append(signum)
+
+
+class Run:
+    """What surrounds the learning: environments, curves, checkpoints. Failures there end the program with one line."""
+
+    def __init__(self, args: Args, run_dir: Path, envs: gym.vector.VectorEnv, agent: Agent, buffer: ReplayBuffer):
+        self.args, self.run_dir, self.envs, self.agent, self.buffer = args, run_dir, envs, agent, buffer
+        self.global_step, self.stats, self.bar = 0, {}, tqdm(disable=True)
+        self.returns = np.zeros(args.num_envs)  # so far, of the episodes under way
+        self.finished = []  # returns of the episodes that ended since the last log
+
+    def open_curves(self, purge_step: int | None = None) -> None:
+        """Begins to write curves; of what an interrupted run wrote, points from purge_step on are struck out."""
+        self.writer = SummaryWriter(self.run_dir, purge_step=purge_step)
+
+    def stop(self, message: str) -> NoReturn:
+        """Ends the program with one line."""
+        for process in getattr(self.envs, "processes", []):  # they cannot be asked to close: one may be dead
+            process.kill()
+        self.envs.closed = True
+        self.bar.close()
+        with suppress(OSError):
+            self.writer.close()
+        saved = (self.run_dir / "checkpoint.pt").is_file()
+        fail(message + f"; the last checkpoint stays, --resume {self.run_dir} goes on from it" * saved)
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Within it, whatever the environments raise ends the program; the traceback goes to error.txt."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - of a user's own environment that may be anything
+            with suppress(OSError):
+                (self.run_dir / "error.txt").write_text(traceback.format_exc())
+            where = f"{self.args.env_id} failed at environment step {self.global_step}"
+            self.stop(f"{where}: {type(error).__name__}: {error} (more in {self.run_dir}/error.txt)")
+
+    def write(self, scalars: dict[str, float]) -> None:
+        """Adds a point to each of these curves."""
+        try:
+            for name, value in scalars.items():
+                self.writer.add_scalar(name, value, self.global_step)
+        except OSError as error:
+            self.stop(f"cannot write to {self.run_dir}: {error}")
+
+    def check_learning(self, **more: Tensor) -> None:
+        """Ends the program if a loss or a weight, or one of `more`, is no longer finite."""
+        numbers = self.stats | self.agent.state_dict() | more
+        finite = torch.stack([value.isfinite().all() for value in numbers.values()])
+        if not finite.all():
+            wrong = [name.format(1) for name, good in zip(numbers, finite.tolist()) if not good]
+            self.stop(f"NaN or infinity at environment step {self.global_step} in {', '.join(wrong[:4])}")
+
+    def start_episodes(self, update: int) -> None:
+        """Resets all environments to what the seed and `update` alone decide, whatever came before."""
+        self.started, self.env_actions = update, []  # enough to repeat these episodes
+        self.returns[:] = 0.0
+        seeds = np.random.SeedSequence((self.args.seed, update)).generate_state(self.args.num_envs).tolist()
+        random.seed(seeds[0]), np.random.seed(seeds[0])  # there are environments that draw from these
+        with self.guarded():
+            self.obs, _ = self.envs.reset(seed=seeds)
+
+    def interact(self, action: Tensor, learn: Callable[[], None] = lambda: None) -> None:
+        """One step of the environments with actions (n, d), whose transitions are stored, and then `learn()`.
+
+        Asynchronous environments simulate while it learns, from a batch without these transitions.
+        """
+        env_action = to_env(action, self.envs.single_action_space)
+        if not np.isfinite(env_action).all():
+            self.check_learning(action=action)
+        if self.args.async_envs:
+            with self.guarded():
+                self.envs.step_async(env_action)
+            learn()
+        with self.guarded():
+            returned = self.envs.step_wait(timeout=ENV_TIMEOUT) if self.args.async_envs else self.envs.step(env_action)
+            next_obs, reward, terminated, truncated, infos = returned
+            successor, done = next_obs, terminated | truncated
+            if done.any():  # those copies have been reset already, and their last observations are in final_obs
+                successor = next_obs.copy()
+                successor[done] = np.stack(infos["final_obs"][done])
+            check_finite(reward=reward, observation=successor, reset_observation=next_obs)
+        self.buffer.add(self.obs, action, reward, successor, terminated)
+        self.env_actions.append(env_action)
+        self.obs = next_obs
+        self.returns += reward
+        self.finished += self.returns[done].tolist()
+        self.returns[done] = 0.0
+        if not self.args.async_envs:
+            learn()
+
+    def save(self, update: int) -> None:
+        """Saves a checkpoint from which a resumed run goes on bit for bit."""
+        self.check_learning()
+        episodes = {"started": self.started, "env_actions": torch.from_numpy(np.array(self.env_actions))}
+        rest = {
+            "global_step": self.global_step, "random": random_states(self.args.device), "episodes": episodes,
+            "returns": self.returns.tolist(), "finished": self.finished, "stats": self.stats,
+            "buffer": self.buffer.state_dict() if self.args.save_replay_buffer else None,
+        }  # fmt: skip
+        try:
+            self.writer.flush()  # or the curves would lack what the checkpoint is past
+            save_checkpoint(self.run_dir, self.agent, update, **rest)
+        except OSError as error:
+            self.stop(f"cannot write to {self.run_dir}: {error}")
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Brings back what `save` saved; copies all of it, as the tensors of a checkpoint lie in its file."""
+        try:
+            self.agent.load_state_dict(checkpoint["agent"])
+            for optimizer, state in zip(self.agent.optimizers(), checkpoint["optimizers"]):
+                optimizer.load_state_dict(deepcopy(state))
+            if checkpoint["buffer"] is not None:
+                self.buffer.load_state_dict(checkpoint["buffer"])
+        except (LookupError, RuntimeError, ValueError) as error:
+            self.stop(f"cannot resume {self.run_dir}, sizes differ: {error}")
+        checkpoint = {name: value if name == "buffer" else deepcopy(value) for name, value in checkpoint.items()}
+        self.global_step = checkpoint["global_step"]
+        self.start_episodes(checkpoint["episodes"]["started"])
+        for env_action in checkpoint["episodes"]["env_actions"].numpy():  # the same episodes, to where they were
+            with self.guarded():
+                self.obs, *_ = self.envs.step(env_action)
+            self.env_actions.append(env_action)
+        self.returns[:], self.finished = checkpoint["returns"], checkpoint["finished"]
+        self.stats = {name: value.to(self.args.device) for name, value in checkpoint["stats"].items()}
+        set_random_states(checkpoint["random"])
+        if checkpoint["buffer"] is None:
+            print("the checkpoint holds no replay buffer: the policy acts until there is one; not exactly the same run")
+            for _ in range(max(1, num_iterations(self.args)[0])):
+                self.interact(self.agent.act(self.obs))
 
 
 def replay(args: Args) -> np.ndarray:
@@ -730,9 +959,9 @@ def replay(args: Args) -> np.ndarray:
     try:
         envs = make_envs(agent.args, args.eval_episodes, video_folder=video_folder)
         returns = evaluate(make_actor(agent.policy, envs.single_action_space, args.seed), envs, args.seed)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever a user's own environment raises is the user's to read
         if video_folder is None:
-            raise
+            fail(f"{agent.args.env_id} failed: {type(error).__name__}: {error}")
         fail(f"cannot record a video: {error} (it needs moviepy, and MUJOCO_GL=egl where there is no display)")
     envs.close()
     for episode, episodic_return in enumerate(returns, start=1):
@@ -742,33 +971,70 @@ def replay(args: Args) -> np.ndarray:
     return returns
 
 
-def main(args: Args) -> Path:
-    """Trains an agent and returns the folder of its run."""
+def resume(run_dir: str, command_line: list[str] | None = None) -> tuple[Args, dict[str, Any]]:
+    """Arguments and checkpoint of an interrupted run, for main. Command-line arguments may not change what it computes."""
+    try:
+        checkpoint = load_checkpoint(run_dir)
+        saved = Args(**{**checkpoint["args"], "resume": run_dir})
+    except (ValueError, TypeError) as error:
+        fail(f"cannot resume {run_dir}: {error}")
+    if "buffer" not in checkpoint:
+        fail(f"the checkpoint in {run_dir} holds the policy alone; it can be evaluated but not resumed")
+    args = tyro.cli(Args, args=command_line, default=saved)
+    for name, before in dataclasses.asdict(saved).items():
+        now = getattr(args, name)
+        if now != before and not (name == "total_timesteps" and now > before):
+            fail(
+                f"--{name.replace('_', '-')} {now} would change the run in {run_dir}, which has {before}; leave it out"
+            )
+    return args, checkpoint
+
+
+def main(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
+    """Trains an agent and returns the folder of its run; `main(*resume(run_dir, []))` goes on with an old one."""
+    if (args.resume is None) != (checkpoint is None):
+        raise ValueError("a run is resumed by main(*resume(run_dir, []))")
     args = resolve(args)
     check_env(args)
-    envs = make_envs(args, args.num_envs, asynchronous=args.async_envs)  # forks, so before anything starts threads
+    warmup, updates = num_iterations(args)
+    # The warm-up's vector steps count up to zero, where the updates begin
+    first = -warmup if checkpoint is None else checkpoint["update"]
+    if first >= updates:
+        print(f"the run in {args.resume} is complete; to go on, raise --total-timesteps above {args.total_timesteps}")
+        return Path(args.resume)
+    # Asynchronous environments fork, so before anything starts threads
+    envs = make_envs(args, args.num_envs, asynchronous=args.async_envs)
     eval_envs = make_envs(args, args.eval_episodes)
     torch.compiler.reset()  # or a process that trains agent after agent would reach PyTorch's limit of compilations
-    args = dataclasses.replace(args, compile=args.compile and can_compile(args.device))
+    run_dir = args.resume
+    args = dataclasses.replace(args, compile=args.compile and can_compile(args.device), resume=None)
     if args.device == "cuda":
         torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
-    warmup, updates = num_iterations(args)
     torch.manual_seed(args.seed)
     obs_dim, act_dim = envs.single_observation_space.shape[0], math.prod(envs.single_action_space.shape)
     agent = Agent(obs_dim, act_dim, args)
     buffer = ReplayBuffer(args.buffer_size, obs_dim, act_dim, args.device)
-
-    run_dir = make_run_dir(args)
-    writer = SummaryWriter(run_dir)
-    writer.add_text("arguments", "\n".join(f"    {k} = {v}" for k, v in dataclasses.asdict(args).items()))
+    if checkpoint is not None and (sizes := (checkpoint["obs_dim"], checkpoint["act_dim"])) != (obs_dim, act_dim):
+        fail(f"{args.env_id} has (observations, actions) {obs_dim, act_dim}, the run to resume {sizes}")
+    run = Run(args, Path(run_dir or make_run_dir(args)), envs, agent, buffer)
     by_task = ", ".join(f"{name} {getattr(args, name)}" for name in DEFAULTS)
     print(f"{args.env_id} on {args.device}: {by_task}, entropy_interval {args.entropy_interval}, {updates:,} updates")
-    print(f"run folder: {run_dir}")
+    print(f"run folder: {run.run_dir}")
+    if args.save_replay_buffer and (size := sum(stored.nbytes for stored in buffer.data)) > 1e9:
+        print(f"a checkpoint takes up to {size / 1e9:.1f} GB; --no-save-replay-buffer leaves the replay buffer out")
     if args.compile:
         print("the first updates are compiled: half a minute, or seconds if that was done here before")
-
-    stats, global_step, last_eval, finished, running = {}, 0, "", [], np.zeros(args.num_envs)
-    bar = tqdm(total=warmup * args.num_envs, desc="warm-up", unit=" steps", leave=False)
+    if checkpoint is None:
+        run.open_curves()
+        run.writer.add_text("arguments", "\n".join(f"    {k} = {v}" for k, v in dataclasses.asdict(args).items()))
+        run.start_episodes(0)
+        run.save(first)
+    else:
+        run.open_curves(purge_step=checkpoint["global_step"] + 1)
+        run.restore(checkpoint)
+        write_args(run.run_dir, args)
+        del checkpoint
+        print(f"resumed at environment step {run.global_step:,}, update {max(first, 0):,}")
 
     def update_networks(update: int) -> dict[str, Tensor]:
         return agent.update(buffer.sample(args.batch_size), agent.draw(args.batch_size), update)
@@ -779,97 +1045,75 @@ def main(args: Args) -> Path:
     def learn(update: int) -> None:
         step_alpha = update % args.entropy_interval == 0
         entropy = agent.entropy(buffer.sample(args.batch_size).obs) if step_alpha else None
-        stats.update(update_networks(update))
+        run.stats |= update_networks(update)
         if step_alpha:
-            stats.update(agent.update_alpha(entropy))
+            run.stats |= agent.update_alpha(entropy)
 
-    def guarded(method: Callable, *arguments: Any, **options: Any) -> Any:
-        """Calls a method of the environments; should they fail, the run ends with one line and keeps what it saved."""
-        try:
-            return method(*arguments, **options)
-        except Exception as error:  # noqa: BLE001 - whatever a user's own environment raises is the user's to read
-            (run_dir / "error.txt").write_text(traceback.format_exc())
-            for process in getattr(envs, "processes", []):  # they cannot be asked to close: one may be dead
-                process.terminate()
-            envs.closed = True
-            bar.close(), writer.close()
-            fail(f"{args.env_id} failed at environment step {global_step}: {error!r} (more in {run_dir}/error.txt)")
-
-    obs, _ = guarded(envs.reset, seed=1000 * args.seed)  # copy i gets 1000 seed + i: no two seeds share an environment
-    for update in range(-warmup, updates):  # the warm-up's vector steps count up to zero
-        global_step = (warmup + update + 1) * args.num_envs
+    last_eval = ""
+    if first < 0:
+        done = {"total": warmup, "initial": warmup + first}
+        run.bar = tqdm(desc="warm-up", **done, unit_scale=args.num_envs, unit=" steps", leave=False)
+    for update in range(first, updates):
+        run.global_step = (warmup + update + 1) * args.num_envs
+        if update == max(first, 0):
+            run.bar.close()
+            run.bar = tqdm(desc=args.env_id, total=updates, initial=update, unit=" updates", smoothing=0.05)
+            start = time.time()
         if update == 0:
-            bar.close()
-            finished.clear()
-            bar, start = tqdm(total=updates, desc=args.env_id, unit=" updates", smoothing=0.05), time.time()
+            run.finished.clear()
 
-        # Act
+        # Act, store, learn
         if update < 0:
-            action = 2 * torch.rand(args.num_envs, act_dim, device=args.device) - 1
+            run.interact(2 * torch.rand(args.num_envs, act_dim, device=args.device) - 1)
         else:
-            action = agent.act(obs)
-
-        # Step; asynchronous environments do so during the update, which does not see these transitions yet
-        env_action = to_env(action, envs.single_action_space)
-        if args.async_envs:
-            guarded(envs.step_async, env_action)
-            if update >= 0:
-                learn(update)
-            outcome = guarded(envs.step_wait)
-        else:
-            outcome = guarded(envs.step, env_action)
-        next_obs, reward, terminated, truncated, infos = outcome
-        successor, done = next_obs, terminated | truncated
-        running += reward
-        if done.any():  # those copies have been reset already, and their last observations are in final_obs
-            successor = next_obs.copy()
-            successor[done] = np.stack(infos["final_obs"][done])
-            finished.extend(running[done])
-            running[done] = 0.0
-
-        # Store
-        buffer.add(obs, action, reward, successor, terminated)
-        obs = next_obs
-        if update < 0:
-            bar.update(args.num_envs)
-            continue
-
-        # Update
-        if not args.async_envs:
-            learn(update)
-        bar.set_postfix_str(f"{global_step:,} env steps{last_eval}", refresh=False)
-        bar.update()
+            run.interact(agent.act(run.obs), partial(learn, update))
+        run.bar.set_postfix_str(f"{run.global_step:,} env steps{last_eval}", refresh=False)
+        run.bar.update()
 
         # Log
-        if update % LOG_INTERVAL == 0 or update + 1 == updates:
-            stats |= {"alpha": agent.log_alpha.detach().exp(), "exploration_noise_std": agent.noise_std()}
-            log(writer, stats, global_step)
-            writer.add_scalar("charts/updates", update + 1, global_step)
-            writer.add_scalar("charts/SPS", (update + 1) * args.num_envs / (time.time() - start), global_step)
-            if finished:
-                writer.add_scalar("charts/episodic_return", np.mean(finished), global_step)
-                finished.clear()
+        if update >= 0 and (update % LOG_INTERVAL == 0 or update + 1 == updates):
+            run.stats |= {"alpha": agent.log_alpha.detach().exp(), "exploration_noise_std": agent.noise_std()}
+            sps = (update + 1 - max(first, 0)) * args.num_envs / (time.time() - start)
+            episodes = {"charts/episodic_return": np.mean(run.finished)} if run.finished else {}
+            run.write({**loss_scalars(run.stats), "charts/updates": update + 1, "charts/SPS": sps, **episodes})
+            run.finished.clear()
+            run.check_learning()
 
-        # Evaluate and save
-        if (update + 1) % args.eval_interval == 0 or update + 1 == updates:
+        # Evaluate
+        evaluated = update >= 0 and ((update + 1) % args.eval_interval == 0 or update + 1 == updates)
+        if evaluated:
             act = make_actor(agent.policy, eval_envs.single_action_space, args.seed + update)
-            returns = guarded(evaluate, act, eval_envs, args.seed + update)
+            with run.guarded():
+                returns = evaluate(act, eval_envs, args.seed + update)
             scores = {"episodic_return": returns.mean(), "episodic_return_std": returns.std()}
             if hasattr(eval_envs.envs[0].unwrapped, "policy_report"):  # a task may measure policies in its own way
                 scores |= eval_envs.envs[0].unwrapped.policy_report(act)
-            for name, score in scores.items():
-                writer.add_scalar(f"eval/{name}", score, global_step)
+            run.write({f"eval/{name}": score for name, score in scores.items()})
             last_eval = f", evaluation {returns.mean():.1f} +- {returns.std():.1f}"
-            save_checkpoint(run_dir, agent, update + 1, global_step)
 
-    bar.close(), writer.close(), envs.close(), eval_envs.close()
-    print(f"final{last_eval[1:]} over {args.eval_episodes} episodes; to replay: --evaluate {run_dir}")
-    return run_dir
+        # Save; all environments start anew, as they do in a run resumed from here
+        if evaluated or (update >= 0 and (update + 1) % args.checkpoint_interval == 0):
+            run.start_episodes(update + 1)
+            run.save(update + 1)
+        elif STOP:
+            run.save(update + 1)
+        if STOP:
+            run.bar.close(), run.writer.close(), envs.close(), eval_envs.close()
+            name = signal.Signals(STOP[0]).name
+            print(f"{name}: stopped at environment step {run.global_step:,}; to go on: --resume {run.run_dir}")
+            raise SystemExit(128 + STOP[0])
+
+    run.bar.close(), run.writer.close(), envs.close(), eval_envs.close()
+    print(f"final{last_eval[1:]} over {args.eval_episodes} episodes; to replay: --evaluate {run.run_dir}")
+    return run.run_dir
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, request_stop), signal.signal(signal.SIGTERM, request_stop)
     cli_args = tyro.cli(Args)
-    if cli_args.evaluate is None:
-        main(cli_args)
-    else:
+    if cli_args.evaluate is not None:
         replay(cli_args)
+    elif cli_args.resume is not None:
+        main(*resume(cli_args.resume))
+    else:
+        main(cli_args)

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import re
 import resource
 from pathlib import Path
 
@@ -150,11 +151,18 @@ def test_what_an_update_sees(algo, tiny_args, monkeypatch, async_envs, seen):
         (False, "raise", 45, 90, "the simulator diverged"),
         (True, "raise", 45, 90, "the simulator diverged"),
         (True, "exit", 45, 90, ""),
+        (True, "hang", 45, 90, "TimeoutError"),
+        (False, "nan observation", 45, 90, "observation nan from environment 0 of 2"),
+        (True, "nan reward", 45, 90, "reward nan from environment 0 of 2"),
+        (False, "huge reward", 45, 90, "reward 1e+39 from environment 0 of 2"),
+        (False, "longer observation", 45, 90, "ValueError"),
+        (False, "nan reward", 12, 120, "return nan from environment 0 of 3"),
         (False, "raise", 12, 120, "the simulator diverged"),  # in the second evaluation
     ],
 )
-def test_an_environment_that_fails(algo, tiny_args, capfd, async_envs, how, at, step, says):
+def test_an_environment_that_fails(algo, tiny_args, capfd, monkeypatch, async_envs, how, at, step, says):
     """One line, exit code 2, the traceback in a file; the checkpoint of an evaluation that went well stays."""
+    monkeypatch.setattr(algo, "ENV_TIMEOUT", 2)
     kwargs = json.dumps({"at": at, "how": how, "in_training": at == 45})
     with pytest.raises(SystemExit) as stopped:
         algo.main(tiny_args(env_id="toy_envs:Failing-v0", env_kwargs=kwargs, async_envs=async_envs))
@@ -162,7 +170,9 @@ def test_an_environment_that_fails(algo, tiny_args, capfd, async_envs, how, at, 
     error = capfd.readouterr().err.strip().splitlines()[-1]
     assert error.startswith(f"{algo.__name__}.py: error: toy_envs:Failing-v0 failed at environment step {step}: ")
     assert says in error
-    run_dir = Path(error.split("(more in ")[1].removesuffix("/error.txt)"))
+    run_dir = Path(
+        re.search(r"\(more in (.*)/error.txt\); the last checkpoint stays, --resume \1 goes on from it$", error)[1]
+    )
     assert "Error" in (run_dir / "error.txt").read_text()
     assert algo.load_agent(run_dir)
     for process in multiprocessing.active_children():

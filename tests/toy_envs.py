@@ -1,6 +1,8 @@
 """Small environments whose numbers are known."""
 
 import os
+import random
+import time
 
 import gymnasium as gym
 import numpy as np
@@ -80,9 +82,9 @@ class Odd(gym.Env):
 
 
 class Failing(Reach):
-    """Reach, but at its `at`-th step it raises, or its process ends as if it had been killed.
+    """Reach, but at its `at`-th step it does what `how` says.
 
-    Fails only where a training environment has been made of it (their seeds are 1000 and more), or only in evaluations.
+    Fails only where a training environment has been made of it (their seeds are large), or only in evaluations.
     """
 
     def __init__(self, at=30, how="raise", in_training=True):
@@ -96,14 +98,31 @@ class Failing(Reach):
 
     def step(self, action):
         self.steps += 1
-        if self.fails and self.steps == self.at:
-            if self.how == "exit":
-                os._exit(1)
+        obs, reward, terminated, truncated, info = super().step(action)
+        if not self.fails or self.steps != self.at:
+            return obs, reward, terminated, truncated, info
+        if self.how == "exit":
+            os._exit(1)
+        if self.how == "hang":
+            time.sleep(1000)
+        if self.how == "raise":
             raise RuntimeError("the simulator diverged")
-        return super().step(action)
+        reward = {"nan reward": np.nan, "huge reward": 1e39}.get(self.how, reward)
+        obs = {"nan observation": np.float32([0.0, np.nan]), "longer observation": np.zeros(3, np.float32)}.get(
+            self.how, obs
+        )
+        return obs, reward, terminated, truncated, info
+
+
+class Global(Reach):
+    """Reach, disturbed by numbers from the global generators of NumPy and Python."""
+
+    def step(self, action):
+        return super().step(action + 0.1 * np.random.uniform(-1, 1, 2) + random.uniform(-0.1, 0.1))
 
 
 gym.register("Counter-v0", Counter)
 gym.register("Failing-v0", Failing, max_episode_steps=10)
 gym.register("Reach-v0", Reach)
+gym.register("Global-v0", Global)
 gym.register("Odd-v0", Odd, max_episode_steps=6)

@@ -1,0 +1,137 @@
+"""Kills a run again and again, resumes it each time, and compares its end with that of a run nobody disturbed.
+
+    python tests/kill_and_resume.py --script dacer_v2.py --kills 20 --how saving
+
+Prints what it does; exit code 0 if networks, optimizers, replay buffer, random states and curves are the same bit for bit.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+ROOT = Path(__file__).resolve().parent.parent
+EXIT_CODES = {"kill": -signal.SIGKILL, "saving": -signal.SIGKILL, "term": 143, "int": 130}
+
+
+@dataclass
+class Args:
+    arguments: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """arguments for the script, after `--`; they replace those of a short run on Hopper-v4"""
+    script: Literal["dacer.py", "dacer_v2.py"] = "dacer.py"
+    """which script to run"""
+    kills: int = 20
+    """how often the run is interrupted"""
+    how: Literal["kill", "saving", "term", "int"] = "kill"
+    """SIGKILL at random moments; SIGKILL while a checkpoint is being written; SIGTERM; SIGINT"""
+    max_seconds: float = 25.0
+    """a random moment lies this long after the start of the process at most"""
+    seed: int = 0
+    """of the random moments"""
+
+
+HOPPER = {
+    "env-id": "Hopper-v4", "total-timesteps": 60_000, "learning-starts": 20_000, "diffusion-steps": 5, "entropy-interval": 100,
+    "checkpoint-interval": 100, "eval-interval": 1000, "eval-episodes": 2, "device": "cpu",
+}  # fmt: skip
+
+
+def differences(a: Any, b: Any, name: str = "") -> list[str]:
+    """Names of the entries in which two checkpoints differ, in a single bit or more."""
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return [] if a.dtype == b.dtype and torch.equal(a, b) else [name]
+    if isinstance(a, dict) and isinstance(b, dict):
+        return [diff for key in a.keys() | b.keys() for diff in differences(a.get(key), b.get(key), f"{name}/{key}")]
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
+        return [diff for i, (x, y) in enumerate(zip(a, b)) for diff in differences(x, y, f"{name}/{i}")]
+    return [] if a == b else [name]
+
+
+def outcome(run_dir: Path) -> dict[str, Any]:
+    """All that a run computed: its checkpoint and its curves."""
+    checkpoint = torch.load(run_dir / "checkpoint.pt", weights_only=True)
+    del checkpoint["args"]["exp_name"]
+    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()
+    tags = set(events.Tags()["scalars"]) - {"charts/SPS"}
+    return {**checkpoint, "curves": {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}}
+
+
+def interrupt(process: subprocess.Popen, run_dir: Path, how: str, seconds: float) -> None:
+    """Waits for the moment and sends the signal, unless the process ends before."""
+    end, temporary = time.time() + seconds, run_dir / "checkpoint.pt.tmp"
+    while process.poll() is None and time.time() < end:
+        time.sleep(0.02)
+    while how == "saving" and process.poll() is None and not (temporary.exists() and temporary.stat().st_size > 0):
+        time.sleep(0.0002)
+    number = {"term": signal.SIGTERM, "int": signal.SIGINT}.get(how, signal.SIGKILL)
+    if process.poll() is None:
+        process.send_signal(number)
+
+
+def main(args: Args) -> None:
+    """Runs both, compares them, and exits with 0 if they are the same."""
+    moments = random.Random(args.seed)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "PYTHONWARNINGS": "ignore"}
+    with tempfile.TemporaryDirectory() as folder:
+        work, interrupted, within_save = Path(folder), 0, 0
+
+        def start(*arguments: str) -> subprocess.Popen:
+            return subprocess.Popen(
+                [sys.executable, ROOT / args.script, *arguments],
+                cwd=work, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            )  # fmt: skip
+
+        def end(process: subprocess.Popen, *codes: int) -> None:
+            printed, _ = process.communicate()
+            if process.returncode not in codes:
+                sys.exit(f"a run ended with code {process.returncode}, not {codes}:\n{printed[-3000:]}")
+
+        def find(name: str) -> Path | None:
+            return next((path.parent for path in work.glob(f"runs/*__{name}__*/checkpoint.pt")), None)
+
+        arguments = args.arguments or [word for name, value in HOPPER.items() for word in (f"--{name}", str(value))]
+        started = time.time()
+        end(start(*arguments, "--exp-name", "whole"), 0)
+        print(f"undisturbed: {time.time() - started:.0f} s", flush=True)
+        while interrupted < args.kills:
+            run_dir = find("killed")
+            resumed = ["--resume", str(run_dir)] if run_dir else [*arguments, "--exp-name", "killed"]
+            process = start(*resumed)
+            while run_dir is None and process.poll() is None:
+                time.sleep(0.01)
+                run_dir = find("killed")
+            interrupt(process, run_dir, args.how, moments.uniform(0, args.max_seconds))
+            within_save += (run_dir / "checkpoint.pt.tmp").exists()
+            end(process, EXIT_CODES[args.how], 0, -signal.SIGTERM, -signal.SIGINT)
+            if process.returncode in (0, -signal.SIGTERM, -signal.SIGINT):
+                what = "was complete" if process.returncode == 0 else "had not begun"
+                print(f"  the run {what} before the signal: not counted", flush=True)
+                if process.returncode == 0:
+                    break
+                continue
+            interrupted += 1
+            update = torch.load(run_dir / "checkpoint.pt", weights_only=True, mmap=True)["update"]
+            print(f"  {args.how} {interrupted}: the checkpoint is of update {update}", flush=True)
+        end(start("--resume", str(find("killed"))), 0)
+        wrong = differences(outcome(find("whole")), outcome(find("killed")))
+        total = json.loads((find("whole") / "args.json").read_text())["total_timesteps"]
+    print(
+        f"{args.script}, {total} environment steps, {interrupted} x {args.how} ({within_save} within a save): ", end=""
+    )
+    print("the same, bit for bit" if not wrong else f"DIFFERENT in {', '.join(sorted(wrong)[:10])}")
+    sys.exit(bool(wrong) or interrupted == 0)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
