@@ -704,12 +704,18 @@ def write_args(run_dir: Path, args: Args) -> None:
 
 
 def make_run_dir(args: Args) -> Path:
-    """New folder runs/<env>__<exp_name>__<seed>__<time> with the arguments in force and this script's source."""
+    """New folder runs/<env>__<exp_name>__<seed>__<time> with the arguments in force and this script's source.
+
+    Ends the program with a clear line if it cannot be written.
+    """
     name = re.sub(r"[^\w.-]", "_", args.env_id.split(":")[-1]) + f"__{args.exp_name}__{args.seed}"
     run_dir = Path("runs") / f"{name}__{datetime.now():%Y%m%d-%H%M%S-%f}"
-    run_dir.mkdir(parents=True)
-    write_args(run_dir, args)
-    shutil.copy(__file__, run_dir)
+    try:
+        run_dir.mkdir(parents=True)
+        write_args(run_dir, args)
+        shutil.copy(__file__, run_dir)
+    except OSError as error:
+        fail(f"cannot write to {run_dir}: {error}")
     return run_dir
 
 
@@ -744,13 +750,15 @@ def save_checkpoint(run_dir: Path, agent: Agent, update: int, **rest: Any) -> No
     }  # fmt: skip
     temporary = run_dir / "checkpoint.pt.tmp"
     try:
-        torch.save(checkpoint, temporary)
-        with temporary.open("rb+") as file:
+        with temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, run_dir / "checkpoint.pt")
-    except (OSError, RuntimeError) as error:  # torch.save tells of a full disk by a RuntimeError
+    except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
-        raise OSError(str(error).splitlines()[0]) from error
+        cause = error.__context__  # of torch.save's RuntimeError: the disk's own words
+        raise OSError(str(cause if isinstance(cause, OSError) else error)) from error
 
 
 def load_checkpoint(run_dir: str | Path) -> dict[str, Any]:
