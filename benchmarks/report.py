@@ -61,8 +61,14 @@ class Run:
     seed: int
     steps: np.ndarray  # (n,)
     returns: np.ndarray  # (n,)
+    coverage: np.ndarray  # (n,) on the multi-goal task, else (0,)
     final: dict[str, float]  # the last value of every other curve
     trained: int  # environment steps of the last point of any curve
+
+    @property
+    def scores(self) -> np.ndarray:
+        """What its task is judged by, at `steps`: coverage on the multi-goal task, else returns."""
+        return self.coverage if len(self.coverage) else self.returns
 
     def updates(self, steps: np.ndarray | int) -> np.ndarray | int:
         """Updates at these environment steps: one follows each vector step after the warm-up."""
@@ -122,11 +128,12 @@ def read_run(path: Path) -> Run | None:
     kwargs = json.loads(args.get("env_kwargs", "{}"))
     task = " ".join([args["env_id"].split(":")[-1], *(f"{name}={value}" for name, value in kwargs.items())])
     final = {tag: points[-1].value for tag, points in curves.items()}
-    first, last = (pick(point.wall_time for points in curves.values() for point in points) for pick in (min, max))
+    first, last = (pick(e.wall_time for points in curves.values() for e in points) for pick in (min, max))
     final["hours"] = (last - first) / 3600
     steps, returns = np.array([[e.step, e.value] for e in evaluations]).reshape(-1, 2).T
+    coverage = np.array([e.value for e in curves.get("eval/coverage", [])])
     trained = max(points[-1].step for points in curves.values())
-    return Run(path, args, task, base_label(args), args["seed"], steps.astype(int), returns, final, trained)
+    return Run(path, args, task, base_label(args), args["seed"], steps.astype(int), returns, coverage, final, trained)
 
 
 def name_groups(runs: list[Run]) -> None:
@@ -154,7 +161,7 @@ def bootstrap(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def mean_curve(runs: Sequence[Run]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Environment steps at which every run was evaluated, and there the mean and its interval (of one run: itself)."""
     steps = sorted(set.intersection(*(set(run.steps.tolist()) for run in runs)))
-    values = np.array([[run.returns[run.steps.tolist().index(step)] for step in steps] for run in runs])
+    values = np.array([[run.scores[run.steps.tolist().index(step)] for step in steps] for run in runs])
     low, high = bootstrap(values) if len(runs) > 1 else (values[0], values[0])
     return np.array(steps, int), values.mean(0), low, high
 
@@ -169,7 +176,7 @@ def draw_curves(axis: plt.Axes, runs: list[Run], by_update: bool = False) -> Non
         axis.plot(x(steps), mean, color=colour, label=name + note, lw=1.6)
         axis.fill_between(x(steps), low, high, color=colour, alpha=0.15, lw=0)
         for run in group:
-            axis.plot(x(run.steps), run.returns, color=colour, lw=0.5, alpha=0.5)
+            axis.plot(x(run.steps), run.scores, color=colour, lw=0.5, alpha=0.5)
     axis.set_xlabel("updates" if by_update else "environment steps")
     axis.grid(alpha=0.25)
 
@@ -264,3 +271,118 @@ def coverage_table(runs: list[Run]) -> str:
     return table(
         ["goals", "algorithm", "seeds", "coverage, mean +- std", "worst seed", "arrived, least", "return"], rows
     )
+
+
+def label_of(run: Run) -> str:
+    return base_label(run.args)
+
+
+def ablations(task: str, runs: list[Run], path: Path) -> bool:
+    """DACERv2 figure 4: without the Q-gradient, without temporal weighting; and other numbers of steps. False if none."""
+    runs = [run for run in runs if "q_grad_weight" in run.args or label_of(run).startswith("DACER, T")]
+    v2 = [run for run in runs if "q_grad_weight" in run.args]
+    guidance = [run for run in v2 if run.args["diffusion_steps"] == 5]
+    steps = [run for run in v2 if run.args["q_grad_weight"] > 0 and label_of(run).count(",") == 1]
+    panels = [("what guides the chain", guidance), ("number of denoising steps", steps)]
+    panels = [(title, chosen) for title, chosen in panels if len({label_of(run) for run in chosen}) > 1]
+    if not panels:
+        return False
+    figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), 4), squeeze=False)
+    for axis, (title, chosen) in zip(axes[0], panels):
+        draw_curves(axis, chosen, by_update=True)
+        axis.set_title(f"{task}: {title}", loc="left", fontsize=10)
+        axis.set_ylabel("coverage" if len(chosen[0].coverage) else "return, no exploration noise")
+        axis.legend(fontsize=7)
+    save_figure(figure, path)
+    return True
+
+
+def cost(by_task: dict[str, list[Run]], speed: dict, path: Path) -> bool:
+    """DACERv2 figure 1: time of an update and of a single action, as benchmarks/speed.py measured, against the return."""
+    times = {
+        (row["script"], row["T"]): row for row in speed["rows"] if row["task"] == "Hopper" and row["mode"] == "compiled"
+    }
+    points = {}  # label -> time of an update and of an action, share of the best group's return in each task
+    for runs in by_task.values():
+        groups = {name: np.mean([run.best for run in group]) for name, group in groups_of(runs).items()}
+        most = max((value for value in groups.values() if math.isfinite(value)), default=0)
+        for name, value in groups.items():
+            args = next(run.args for run in runs if run.group == name)
+            script = "dacer_v2" if "q_grad_weight" in args else "dacer"
+            if most > 0 and math.isfinite(value) and name == label_of(next(r for r in runs if r.group == name)):
+                row = times.get((script, args.get("diffusion_steps")))
+                if row and "label" not in args:
+                    points.setdefault(name, ([row["mean_ms"], row["act_1_ms"]], []))[1].append(value / most)
+    if len(points) < 2:
+        return False
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True)
+    for colour, (name, (milliseconds, shares)) in zip(COLOURS * 4, points.items()):
+        for axis, x in zip(axes, milliseconds):
+            axis.plot(x, np.mean(shares), "o", color=colour, ms=9, label=f"{name} ({len(shares)} tasks)")
+    axes[0].set(xlabel="one update, ms", ylabel="share of the best group's return, mean over tasks")
+    axes[1].set(xlabel="one action, ms")
+    axes[0].set_title(f"{speed['machine']}; size of Hopper", loc="left", fontsize=9)
+    for axis in axes:
+        axis.set_xlim(left=0)
+        axis.grid(alpha=0.25)
+    axes[1].legend(fontsize=8)
+    save_figure(figure, path)
+    return True
+
+
+def runs_table(runs: list[Run]) -> str:
+    rows = [[run.task, run.group, run.seed, f"{run.updates(run.trained):,}", f"{run.trained:,}", f"{run.final['hours']:.1f}",
+             run.state, run.path.name] for run in runs]  # fmt: skip
+    return table(["task", "algorithm", "seed", "updates", "environment steps", "hours", "state", "folder"], rows)
+
+
+INTRODUCTION = """Written by `python benchmarks/report.py` from the logs of the runs below. All returns are of episodes
+without exploration noise; brackets are 95% bootstrap intervals of the mean over seeds. The papers train for 30 million
+environment steps: compare budgets before returns."""
+IQM = """Share of the return that the paper reports for DACER after 30 million steps, interquartile mean over runs and tasks,
+stratified bootstrap (rliable):"""
+
+
+def main(options: Options) -> Path:
+    """Writes report.md and the figures; returns the folder."""
+    paths = options.runs or sorted((ROOT / "runs").iterdir())
+    runs = [run for run in map(read_run, paths) if run is not None]
+    if not runs:
+        fail("there are no runs with curves among these folders" if options.runs else "there are no runs under runs/")
+    name_groups(runs)
+    runs.sort(key=lambda run: (run.task, run.group, run.seed))
+    by_task = {
+        task: [run for run in runs if run.task == task and len(run.returns)] for task in {run.task for run in runs}
+    }
+    by_task = {task: by_task[task] for task in sorted(by_task) if by_task[task]}
+    returns = {task: group for task, group in by_task.items() if not len(group[0].coverage)}
+    covered = [run for task, group in by_task.items() if task not in returns for run in group]
+    options.out.mkdir(parents=True, exist_ok=True)
+    parts = ["# Report", INTRODUCTION]
+    if returns:
+        parts += ["## Returns", returns_table(returns)]
+        if iqm := iqm_table(returns):
+            parts += [IQM, iqm]
+        for task, group in returns.items():
+            name = f"curves-{task.split()[0]}.png"
+            learning_curves(task, group, options.out / name)
+            parts.append(f"![{task}]({name})")
+        if cost(returns, json.loads((ROOT / "benchmarks" / "speed.json").read_text()), options.out / "cost.png"):
+            parts += ["## Time", "![Time of an update and of an action against the return](cost.png)"]
+    if covered:
+        parts += ["## Multi-goal task", "After the last update; 200 rollouts from the origin.", coverage_table(covered)]
+    figures = []
+    for task, group in by_task.items():
+        name = f"ablations-{task.replace(' ', '-').replace('=', '')}.png"
+        if ablations(task, group, options.out / name):
+            figures.append(f"![{task}]({name})")
+    if figures:
+        parts += ["## Ablations", *figures]
+    parts += ["## Runs", runs_table(runs)]
+    (options.out / "report.md").write_text("\n\n".join(parts) + "\n")
+    print(f"{len(runs)} runs; {options.out / 'report.md'}")
+    return options.out
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

@@ -1,7 +1,7 @@
 """Runs a grid of commands x tasks x seeds, several at a time, and shows the progress of all of them.
 
     python benchmarks/sweep.py --commands "dacer.py" "dacer_v2.py --diffusion-steps 5" --env-ids HalfCheetah-v4 Hopper-v4 \\
-        --seeds 1 2 --processes 2 --arguments "--total-timesteps 1230000"
+        --seeds 1 2 --processes 2 -- --total-timesteps 1230000
 
 The runs lie under runs/, as if their commands had been typed there one by one, and what each printed in runs/logs/. A run
 that is there and complete is not made again; an incomplete one is resumed from its checkpoint: so the same command, given
@@ -19,11 +19,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import tyro
 from tqdm import tqdm
@@ -34,14 +33,14 @@ sys.path.insert(0, str(ROOT))
 
 @dataclass
 class Options:
-    env_ids: tuple[str, ...]
+    arguments: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """after `--`: further arguments of all runs"""
+    env_ids: tuple[str, ...] = ("HalfCheetah-v4",)
     """tasks"""
     commands: tuple[str, ...] = ("dacer.py", "dacer_v2.py")
     """scripts, each with the arguments that set it apart, such as "dacer_v2.py --diffusion-steps 5" """
     seeds: tuple[int, ...] = (1,)
     """seeds"""
-    arguments: str = ""
-    """further arguments, for all runs"""
     processes: int = 1
     """runs at a time on this machine"""
     threads: int | None = None
@@ -61,6 +60,7 @@ class Job:
     script: str  # "dacer_v2"
     arguments: list[str]  # as on the command line
     settings: dict[str, Any]  # the same, resolved: what args.json of its run says, as far as it tells runs apart
+    total_timesteps: int
     updates: int  # of the whole run
     name: str  # for the progress, and of its log
 
@@ -82,7 +82,7 @@ def make_jobs(options: Options) -> list[Job]:
         module = importlib.import_module(stem)
         for env_id in options.env_ids:
             for seed in options.seeds:
-                arguments = ["--env-id", env_id, "--seed", str(seed), *shlex.split(options.arguments), *own]
+                arguments = ["--env-id", env_id, "--seed", str(seed), *options.arguments, *own]
                 args = tyro.cli(module.Args, args=arguments, prog=f"sweep.py, {command}")
                 resolved = module.resolve(args)
                 settings = json.loads(json.dumps(dataclasses.asdict(resolved)))
@@ -90,7 +90,8 @@ def make_jobs(options: Options) -> list[Job]:
                 for name in ("total_timesteps", "compile") + ("entropy_interval",) * (args.entropy_interval is None):
                     del settings[name]
                 name = " ".join([env_id.split(":")[-1], stem, *own, f"seed {seed}"])
-                jobs.append(Job(stem, arguments, settings, module.num_iterations(resolved)[1], name))
+                updates = module.num_iterations(resolved)[1]
+                jobs.append(Job(stem, arguments, settings, args.total_timesteps, updates, name))
     names = [job.name for job in jobs]
     if doubled := {name for name in names if names.count(name) > 1}:
         fail(f"the grid holds a run twice: {min(doubled)}")
@@ -124,15 +125,14 @@ RUNNING = set()  # processes
 def run_job(job: Job, threads: int, retries: int) -> int:
     """Makes a run, or completes it, and returns its exit code; resumes one that was killed up to `retries` times."""
     log_path(job).parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     for _ in range(retries + 1):
         run_dir, update = find_run(job)
         if run_dir is not None and update >= job.updates:
             return 0
         arguments = job.arguments
         if run_dir is not None:
-            total = re.search(r"--total[-_]timesteps[ =](\d+)", " ".join(job.arguments))
-            arguments = ["--resume", str(run_dir)] + (["--total-timesteps", total[1]] if total else [])
+            arguments = ["--resume", str(run_dir), "--total-timesteps", str(job.total_timesteps)]
         with log_path(job).open("a") as log:
             process = subprocess.Popen(
                 [sys.executable, ROOT / f"{job.script}.py", *arguments], stdout=log, stderr=log, env=environment
@@ -158,7 +158,7 @@ def progress(job: Job) -> tuple[int, str]:
     return int(done[-1]) if done else 0, evaluation[-1] if evaluation else ""
 
 
-def start_local(jobs: list[Job], options: Options, threads: int) -> Iterator[Future]:
+def start_local(jobs: list[Job], options: Options, threads: int) -> list[Future]:
     pool = ThreadPoolExecutor(options.processes)
     return [pool.submit(run_job, job, threads, options.retries) for job in jobs]
 
@@ -216,7 +216,10 @@ def main(options: Options) -> int:
         code = future.result() if error is None else repr(error)
         failed += code != 0
         run_dir, update = find_run(job)
-        state = "complete" if code == 0 else f"FAILED ({code}), see {log_path(job)}"
+        state = "complete"
+        if code != 0:
+            said = log_path(job).read_text().strip().split("error: ")[-1][-300:] if log_path(job).is_file() else code
+            state = f"FAILED: {said} (more in {log_path(job)})"
         print(f"{job.name}: {update:,} of {job.updates:,} updates, {state}; {run_dir or 'no run'}")
     return failed
 

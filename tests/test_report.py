@@ -1,0 +1,149 @@
+"""The report, on made-up logs whose results are known."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rliable")
+from torch.utils.tensorboard import SummaryWriter
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import report
+
+ARGS = {"env_id": "Hopper-v4", "env_kwargs": "{}", "seed": 1, "num_envs": 20, "learning_starts": 30_000, "diffusion_steps": 20,
+        "total_timesteps": 230_000, "noise_scale": 0.1}  # fmt: skip
+V2 = {"diffusion_steps": 5, "q_grad_weight": 0.01, "time_weight_c": 0.4, "time_weight_d": -1.8}
+
+
+def make_run(folder, returns, *, every=1000, curves=None, **changes):
+    """Writes the logs of a run that is evaluated every so many updates."""
+    args = {**ARGS, **changes}
+    path = folder / f"run{len(list(folder.iterdir()))}"
+    writer = SummaryWriter(path)
+    for i, value in enumerate(returns, start=1):
+        step = args["learning_starts"] + i * every * args["num_envs"]
+        writer.add_scalar("eval/episodic_return", value, step)
+        for tag, point in (curves or {}).items():
+            writer.add_scalar(tag, point, step)
+    writer.close()
+    (path / "args.json").write_text(json.dumps(args))
+    return path
+
+
+@pytest.fixture
+def runs(tmp_path):
+    (tmp_path / "runs").mkdir()
+    return tmp_path / "runs"
+
+
+def test_bootstrap_against_a_closed_form():
+    """The mean of two resampled values is a, (a + b) / 2 or b with probabilities 1/4, 1/2, 1/4: the interval is [a, b]."""
+    low, high = report.bootstrap(np.array([[1.0, 10.0], [5.0, 10.0]]))
+    assert low.tolist() == [1, 10]
+    assert high.tolist() == [5, 10]
+    # Of many normal values it approaches mean +- 1.96 std / sqrt(n)
+    values = np.random.default_rng(1).normal(3.0, 2.0, 400)
+    low, high = report.bootstrap(values)
+    assert low == pytest.approx(values.mean() - 1.96 * values.std() / 20, abs=0.02)
+    assert high == pytest.approx(values.mean() + 1.96 * values.std() / 20, abs=0.02)
+    assert report.interval([4.0]) == "4"
+    assert report.interval([1.0, 5.0], digits=1) == "3.0 [1.0, 5.0]"
+
+
+def test_the_highest_evaluation_in_the_last_tenth(runs):
+    run = report.read_run(make_run(runs, [900, 1, 2, 3, 4, 5, 6, 7, 80, 9]))
+    assert run.steps.tolist() == list(range(50_000, 250_000, 20_000))
+    assert run.updates(run.steps).tolist() == list(range(1000, 11000, 1000))
+    assert run.best == 80  # of those after 207,000 steps: 210,000 and 230,000
+    assert run.state == "complete"
+
+
+def test_dead_and_nan_runs_are_shown(runs):
+    dead = report.read_run(make_run(runs, [1, 2, 3]))
+    assert dead.state == "stopped at 39%"
+    assert np.isnan(dead.best)
+    sick = report.read_run(make_run(runs, [1] * 8 + [float("nan")] * 2))
+    assert sick.state == "NaN"
+    assert np.isnan(sick.best)
+    out = report.main(report.Options(tuple(runs.iterdir()), runs.parent / "out"))
+    text = (out / "report.md").read_text()
+    assert "NaN, stopped at 39%" in text
+    assert "| nan |" in text
+
+
+def test_groups(runs):
+    """Runs are grouped by what their arguments say; what they differ in besides their seed is named."""
+    for changes in ({}, {"seed": 2}, V2, {**V2, "q_grad_weight": 0.0}, {**V2, "time_weight_c": 0, "time_weight_d": 0},
+                    {"diffusion_steps": 5}, {"label": "official DACER (JAX), T = 20"}):  # fmt: skip
+        make_run(runs, [1, 2], **changes)
+    found = [report.read_run(path) for path in sorted(runs.iterdir())]
+    report.name_groups(found)
+    groups = report.groups_of(found)
+    assert {name: [run.seed for run in group] for name, group in groups.items()} == {
+        "DACERv2, T = 5": [1], "DACERv2, T = 5, w = 1": [1], "DACERv2, T = 5, eta = 0": [1], "DACER, T = 5": [1],
+        "DACER, T = 20": [1, 2], "official DACER (JAX), T = 20": [1],
+    }  # fmt: skip
+    make_run(runs, [1, 2], seed=3, noise_scale=0.2)
+    found = [report.read_run(path) for path in sorted(runs.iterdir())]
+    report.name_groups(found)
+    assert "DACER, T = 20, noise scale 0.2" in report.groups_of(found)
+    assert [run.seed for run in report.groups_of(found)["DACER, T = 20, noise scale 0.1"]] == [1, 2]
+
+
+def test_seeds_of_unequal_length(runs):
+    """The mean goes as far as all seeds do."""
+    make_run(runs, [1, 2, 3, 4])
+    make_run(runs, [3, 6], seed=2)
+    found = [report.read_run(path) for path in sorted(runs.iterdir())]
+    steps, mean, low, high = report.mean_curve(found)
+    assert steps.tolist() == [50_000, 70_000]
+    assert mean.tolist() == [2, 4]
+    assert low.tolist() == [1, 2]
+    assert high.tolist() == [3, 6]
+
+
+def test_interquartile_mean(runs):
+    """Of 2 seeds x 2 tasks: the mean of the middle two of four normalised scores."""
+    for task, scores in {"Hopper-v4": (410.4, 820.8), "HalfCheetah-v4": (5153.1, 6870.8)}.items():  # 0.1 0.2, 0.3 0.4
+        for seed, score in enumerate(scores, start=1):
+            make_run(runs, [0] * 9 + [score], seed=seed, env_id=task)
+    make_run(runs, [0] * 9 + [1], **V2)  # one task alone: no mean over tasks
+    found = [report.read_run(path) for path in sorted(runs.iterdir())]
+    by_task = {task: [run for run in found if run.task == task] for task in ("Hopper-v4", "HalfCheetah-v4")}
+    lines = report.iqm_table(by_task).splitlines()
+    assert len(lines) == 3
+    assert lines[2].startswith("| DACER, T = 20 | Hopper-v4, HalfCheetah-v4 | 2 | 0.250 [0.2")
+
+
+def test_the_whole_report(runs):
+    """Every table and figure that the runs allow; missing seeds and tasks do not stop it."""
+    for seed in (1, 2):
+        make_run(runs, [10 * i for i in range(10)], seed=seed)
+        make_run(runs, [20 * i for i in range(10)], seed=seed, **V2)
+        make_run(runs, [15 * i for i in range(10)], seed=seed, **{**V2, "q_grad_weight": 0.0})
+    make_run(runs, [15 * i for i in range(10)], **{**V2, "diffusion_steps": 2})
+    goals = {"env_id": "multigoal_env:MultiGoal-v0", "env_kwargs": '{"num_goals": 6}'}
+    for coverage, changes in ((0.5, {}), (0.9, V2), (0.7, {**V2, "seed": 2})):
+        make_run(runs, [-100] * 10, curves={"eval/coverage": coverage, "eval/arrived": 1.0}, **goals, **changes)
+    (runs / "logs").mkdir()  # what is no run is passed over
+    out = report.main(report.Options(tuple(runs.iterdir()), runs.parent / "out"))
+    text = (out / "report.md").read_text()
+    assert "| Hopper-v4 | DACERv2, T = 5 | 1, 2 | 10,000 | 180 [180, 180] | 0 | 180 [180, 180] | complete |" in text
+    assert "| 6 | DACERv2, T = 5 | 2 | 0.80 +- 0.10 | 0.70 | 100% | -100 |" in text
+    pictures = {"curves-Hopper-v4.png", "cost.png", "ablations-Hopper-v4.png"}
+    assert pictures <= {path.name for path in out.iterdir()}
+    for path in out.glob("*.png"):
+        assert f"({path.name})" in text
+        assert len(np.unique(report.plt.imread(path)[..., :3].reshape(-1, 3), axis=0)) > 20
+
+
+def test_bad_input(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        report.main(report.Options((tmp_path,), tmp_path / "out"))
+    assert stopped.value.code == 2
+    assert "no runs with curves" in capsys.readouterr().err
