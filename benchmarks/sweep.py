@@ -9,6 +9,7 @@ again, completes what is missing. A run that fails is reported and does not stop
 runs save a checkpoint first. With --ray they are tasks of a Ray cluster (`pip install ray`) whose machines share this folder.
 """
 
+import atexit
 import dataclasses
 import importlib
 import json
@@ -176,6 +177,7 @@ def start_ray(jobs: list[Job], options: Options, threads: int) -> list[Future]:
         os.chdir(folder)
         return run_job(job, threads, options.retries)
 
+    atexit.register(ray.shutdown)
     return [remote.remote(job).future() for job in jobs]
 
 

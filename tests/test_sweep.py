@@ -114,6 +114,18 @@ def test_bad_input(sweep, tmp_path, options, says):
 
 def test_ray(sweep):
     pytest.importorskip("ray")
-    done = sweep("--commands", "dacer.py", "--env-ids", "toy_envs:Reach-v0", "--seeds", "1", "2", "--ray", "local")
+    done = sweep(
+        "--commands",
+        "dacer.py",
+        "--env-ids",
+        "toy_envs:Reach-v0",
+        "--seeds",
+        "1",
+        "2",
+        "--threads",
+        "1",
+        "--ray",
+        "local",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("180 of 180 updates, complete") == 2
