@@ -139,7 +139,7 @@ DEFAULTS = {"q_grad_weight": 0.01, "noise_scale": 0.1, "hidden_sizes": (256, 256
 TASKS = {
     "Humanoid": {"noise_scale": 0.15, "hidden_sizes": (512, 512, 512), "learning_starts": 200_000},
     "HalfCheetah": {"noise_scale": 0.15, "learning_starts": 200_000},
-    "MultiGoal": {"q_grad_weight": 1.0, "entropy_interval": 1000},
+    "MultiGoal": {"q_grad_weight": 5.0, "entropy_interval": 1000},
 }
 BOUNDS = {
     "seed": (0, 2**32 - 1), "total_timesteps": (1, math.inf), "num_envs": (1, math.inf), "diffusion_steps": (1, math.inf),

@@ -48,6 +48,8 @@ class Options:
     """folders of runs; none: all under runs/"""
     out: Path = ROOT / "benchmarks" / "report"
     """folder for report.md and the figures"""
+    readme: bool = False
+    """put the tables into README.md as well"""
 
 
 @dataclass
@@ -114,6 +116,9 @@ NO_SETTING = {"seed", "exp_name", "device", "compile", "total_timesteps", "eval_
               "entropy_samples", "label", "hours"}  # fmt: skip
 
 
+SYMBOLS = {"q_grad_weight": "eta", "noise_scale": "lambda", "time_weight_c": "c", "time_weight_d": "d"}
+
+
 def read_run(path: Path) -> Run | None:
     """The run in a folder; None if the folder holds none or it has not been evaluated yet."""
     try:
@@ -143,7 +148,7 @@ def name_groups(runs: list[Run]) -> None:
         settings = [{k: v for k, v in run.args.items() if k not in NO_SETTING} for run in same]
         names = sorted({k for one in settings for k in one if any(other.get(k) != one[k] for other in settings)})
         for run, setting in zip(same, settings):
-            run.group = ", ".join([run.group, *(f"{name.replace('_', ' ')} {setting.get(name)}" for name in names)])
+            run.group = ", ".join([run.group, *(f"{SYMBOLS.get(name, name)} = {setting.get(name)}" for name in names)])
 
 
 def groups_of(runs: list[Run]) -> dict[str, list[Run]]:
@@ -265,12 +270,13 @@ def coverage_table(runs: list[Run]) -> str:
     for task in sorted({run.task for run in runs}):
         for name, group in groups_of([run for run in runs if run.task == task]).items():
             coverage = np.array([run.final["eval/coverage"] for run in group])
-            arrived = [run.final["eval/arrived"] for run in group]
-            rows.append([task.split("num_goals=")[-1], name, len(group), f"{coverage.mean():.2f} +- {coverage.std():.2f}",
-                         f"{coverage.min():.2f}", f"{min(arrived):.0%}", f"{np.mean([run.returns[-1] for run in group]):.0f}"])  # fmt: skip
-    return table(
-        ["goals", "algorithm", "seeds", "coverage, mean +- std", "worst seed", "arrived, least", "return"], rows
-    )
+            spread = f" +- {coverage.std():.2f}" if len(group) > 1 else ""
+            arrived = min(run.final["eval/arrived"] for run in group)
+            rows.append([task.split("num_goals=")[-1], name, ", ".join(str(run.seed) for run in group),
+                         f"{coverage.mean():.2f}{spread}", f"{coverage.min():.2f}", f"{arrived:.1%}",
+                         f"{np.mean([run.returns[-1] for run in group]):.0f}"])  # fmt: skip
+    header = ["goals", "algorithm", "seeds", "coverage, mean +- std", "worst seed", "arrived, least", "return"]
+    return table(header, rows)
 
 
 def label_of(run: Run) -> str:
@@ -330,6 +336,16 @@ def cost(by_task: dict[str, list[Run]], speed: dict, path: Path) -> bool:
     return True
 
 
+def fill(text: str, tables: dict[str, str]) -> str:
+    """A README's text with these tables between `<!-- report: NAME -->` and `<!-- end -->`."""
+    for name, content in tables.items():
+        begin = f"<!-- report: {name} -->"
+        if begin in text:
+            before, rest = text.split(begin)
+            text = f"{before}{begin}\n\n{content}\n\n<!-- end -->{rest.split('<!-- end -->', 1)[1]}"
+    return text
+
+
 def runs_table(runs: list[Run]) -> str:
     rows = [[run.task, run.group, run.seed, f"{run.updates(run.trained):,}", f"{run.trained:,}", f"{run.final['hours']:.1f}",
              run.state, run.path.name] for run in runs]  # fmt: skip
@@ -371,6 +387,10 @@ def main(options: Options) -> Path:
             parts += ["## Time", "![Time of an update and of an action against the return](cost.png)"]
     if covered:
         parts += ["## Multi-goal task", "After the last update; 200 rollouts from the origin.", coverage_table(covered)]
+    tables = {"returns": returns and returns_table(returns), "coverage": covered and coverage_table(covered)}
+    if options.readme:
+        text = (ROOT / "README.md").read_text()
+        (ROOT / "README.md").write_text(fill(text, {name: content for name, content in tables.items() if content}))
     figures = []
     for task, group in by_task.items():
         name = f"ablations-{task.replace(' ', '-').replace('=', '')}.png"

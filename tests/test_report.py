@@ -91,8 +91,8 @@ def test_groups(runs):
     make_run(runs, [1, 2], seed=3, noise_scale=0.2)
     found = [report.read_run(path) for path in sorted(runs.iterdir())]
     report.name_groups(found)
-    assert "DACER, T = 20, noise scale 0.2" in report.groups_of(found)
-    assert [run.seed for run in report.groups_of(found)["DACER, T = 20, noise scale 0.1"]] == [1, 2]
+    assert "DACER, T = 20, lambda = 0.2" in report.groups_of(found)
+    assert [run.seed for run in report.groups_of(found)["DACER, T = 20, lambda = 0.1"]] == [1, 2]
 
 
 def test_seeds_of_unequal_length(runs):
@@ -134,12 +134,23 @@ def test_the_whole_report(runs):
     out = report.main(report.Options(tuple(runs.iterdir()), runs.parent / "out"))
     text = (out / "report.md").read_text()
     assert "| Hopper-v4 | DACERv2, T = 5 | 1, 2 | 10,000 | 180 [180, 180] | 0 | 180 [180, 180] | complete |" in text
-    assert "| 6 | DACERv2, T = 5 | 2 | 0.80 +- 0.10 | 0.70 | 100% | -100 |" in text
+    assert "| 6 | DACERv2, T = 5 | 1, 2 | 0.80 +- 0.10 | 0.70 | 100.0% | -100 |" in text
     pictures = {"curves-Hopper-v4.png", "cost.png", "ablations-Hopper-v4.png"}
     assert pictures <= {path.name for path in out.iterdir()}
     for path in out.glob("*.png"):
         assert f"({path.name})" in text
         assert len(np.unique(report.plt.imread(path)[..., :3].reshape(-1, 3), axis=0)) > 20
+
+
+def test_the_readme_says_what_the_report_says(tmp_path):
+    """Its tables between the report's marks are those of the runs in this repository."""
+    text = (ROOT / "README.md").read_text()
+    written = (report.main(report.Options(out=tmp_path)) / "report.md").read_text()
+    assert text.count("<!-- report: ") == text.count("<!-- end -->") > 0
+    for part in text.split("<!-- report: ")[1:]:
+        content = part.split("-->", 1)[1].split("<!-- end -->")[0].strip()
+        assert content.startswith("| ")
+        assert content in written
 
 
 def test_bad_input(tmp_path, capsys):
