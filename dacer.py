@@ -23,6 +23,7 @@ import atexit
 import dataclasses
 import json
 import math
+import multiprocessing
 import os
 import pickle
 import random
@@ -142,10 +143,10 @@ BOUNDS = {
 }  # fmt: skip
 
 
-def fail(message: str) -> NoReturn:
-    """Ends the program with one line on stderr and exit code 2: for mistakes of the user, not of the code."""
+def fail(message: str, code: int = 2) -> NoReturn:
+    """Ends the program with one line on stderr and an exit code: for mistakes of the user, not of the code."""
     print(f"{Path(__file__).name}: error: {' '.join(message.split())}", file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(code)
 
 
 def check_bounds(args: Args) -> None:
@@ -208,12 +209,11 @@ def make_envs(
             env = gym.wrappers.FlattenObservation(env)
         return env
 
+    if asynchronous:  # at exit Python would end its workers by the signal that they ignore, and wait for ever
+        atexit.register(lambda: [process.kill() for process in multiprocessing.active_children()])
     vectorize = gym.vector.AsyncVectorEnv if asynchronous else gym.vector.SyncVectorEnv
     makers = [partial(make_env, record=video_folder is not None and i == 0) for i in range(num_envs)]
-    envs = vectorize(makers, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
-    if asynchronous:  # Python would end its workers at exit by the signal that they ignore
-        atexit.register(lambda: [process.kill() for process in envs.processes])
-    return envs
+    return vectorize(makers, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
 
 
 def check_env(args: Args) -> None:
@@ -772,6 +772,8 @@ def load_checkpoint(run_dir: str | Path) -> dict[str, Any]:
                 raise ValueError(f"its part {damaged} is damaged")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         algorithm, version = checkpoint["algorithm"], checkpoint["version"]
+        if missing := {"args", "update", "obs_dim", "act_dim", "agent"} - checkpoint.keys():
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
     except pickle.UnpicklingError as error:
         raise ValueError(f"cannot read the checkpoint {path}: it holds objects whose loading could run code") from error
     except Exception as error:  # a broken file fails in many ways
@@ -821,7 +823,7 @@ STOP = []  # the signal that asks the run to stop, once it came
 
 def request_stop(signum: int, frame: Any) -> None:
     """Handles SIGINT and SIGTERM: the run saves a checkpoint after this update. A second one ends the program at once."""
-    signal.signal(signum, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL), signal.signal(signal.SIGTERM, signal.SIG_DFL)
     STOP.append(signum)
 
 
@@ -836,18 +838,22 @@ class Run:
 
     def open_curves(self, purge_step: int | None = None) -> None:
         """Begins to write curves; of what an interrupted run wrote, points from purge_step on are struck out."""
-        self.writer = SummaryWriter(self.run_dir, purge_step=purge_step)
+        try:
+            write_args(self.run_dir, self.args)
+            self.writer = SummaryWriter(self.run_dir, purge_step=purge_step)
+        except OSError as error:
+            self.stop(f"cannot write to {self.run_dir}: {error}")
 
-    def stop(self, message: str) -> NoReturn:
+    def stop(self, message: str, code: int = 2) -> NoReturn:
         """Ends the program with one line."""
         for process in getattr(self.envs, "processes", []):  # they cannot be asked to close: one may be dead
             process.kill()
         self.envs.closed = True
         self.bar.close()
-        with suppress(OSError):
+        with suppress(OSError, AttributeError):  # on a full disk; or if it has not been opened yet
             self.writer.close()
         saved = (self.run_dir / "checkpoint.pt").is_file()
-        fail(message + f"; the last checkpoint stays, --resume {self.run_dir} goes on from it" * saved)
+        fail(message + f"; the last checkpoint stays, --resume {self.run_dir} goes on from it" * saved, code)
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
@@ -883,7 +889,11 @@ class Run:
         seeds = np.random.SeedSequence((self.args.seed, update)).generate_state(self.args.num_envs).tolist()
         random.seed(seeds[0]), np.random.seed(seeds[0])  # there are environments that draw from these
         with self.guarded():
-            self.obs, _ = self.envs.reset(seed=seeds)
+            if self.args.async_envs:
+                self.envs.reset_async(seed=seeds)
+                self.obs, _ = self.envs.reset_wait(timeout=ENV_TIMEOUT)
+            else:
+                self.obs, _ = self.envs.reset(seed=seeds)
 
     def interact(self, action: Tensor, learn: Callable[[], None] = lambda: None) -> None:
         """One step of the environments with actions (n, d), whose transitions are stored, and then `learn()`.
@@ -986,7 +996,10 @@ def resume(run_dir: str, command_line: list[str] | None = None) -> tuple[Args, d
         saved = Args(**{**checkpoint["args"], "resume": run_dir})
     except (ValueError, TypeError) as error:
         fail(f"cannot resume {run_dir}: {error}")
-    if "buffer" not in checkpoint:
+    if (
+        not {"optimizers", "global_step", "random", "episodes", "returns", "finished", "stats", "buffer"}
+        <= checkpoint.keys()
+    ):
         fail(f"the checkpoint in {run_dir} holds the policy alone; it can be evaluated but not resumed")
     args = tyro.cli(Args, args=command_line, default=saved)
     for name, before in dataclasses.asdict(saved).items():
@@ -1011,8 +1024,11 @@ def main(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
         print(f"the run in {args.resume} is complete; to go on, raise --total-timesteps above {args.total_timesteps}")
         return Path(args.resume)
     # Asynchronous environments fork, so before anything starts threads
-    envs = make_envs(args, args.num_envs, asynchronous=args.async_envs)
-    eval_envs = make_envs(args, args.eval_episodes)
+    try:
+        envs = make_envs(args, args.num_envs, asynchronous=args.async_envs)
+        eval_envs = make_envs(args, args.eval_episodes)
+    except Exception as error:  # noqa: BLE001 - whatever a user's own environment raises is the user's to read
+        fail(f"cannot make {args.num_envs} environments {args.env_id}: {type(error).__name__}: {error}")
     torch.compiler.reset()  # or a process that trains agent after agent would reach PyTorch's limit of compilations
     run_dir = args.resume
     args = dataclasses.replace(args, compile=args.compile and can_compile(args.device), resume=None)
@@ -1034,14 +1050,14 @@ def main(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
         print("the first updates are compiled: half a minute, or seconds if that was done here before")
     if checkpoint is None:
         run.open_curves()
-        run.writer.add_text("arguments", "\n".join(f"    {k} = {v}" for k, v in dataclasses.asdict(args).items()))
+        with suppress(OSError):  # of which the first checkpoint will tell
+            run.writer.add_text("arguments", "\n".join(f"    {k} = {v}" for k, v in dataclasses.asdict(args).items()))
         run.start_episodes(0)
         run.save(first)
     else:
         run.open_curves(purge_step=checkpoint["global_step"] + 1)
         run.restore(checkpoint)
-        write_args(run.run_dir, args)
-        del checkpoint
+        checkpoint.clear()  # or its file, replaced by the next checkpoint, would keep its disk space
         print(f"resumed at environment step {run.global_step:,}, update {max(first, 0):,}")
 
     def update_networks(update: int) -> dict[str, Tensor]:
@@ -1053,7 +1069,12 @@ def main(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
     def learn(update: int) -> None:
         step_alpha = update % args.entropy_interval == 0
         entropy = agent.entropy(buffer.sample(args.batch_size).obs) if step_alpha else None
-        run.stats |= update_networks(update)
+        try:
+            run.stats |= update_networks(update)
+        except Exception:
+            if STOP:  # it reached the compiler too, which is another process
+                run.stop(f"{signal.Signals(STOP[0]).name} while compiling", code=128 + STOP[0])
+            raise
         if step_alpha:
             run.stats |= agent.update_alpha(entropy)
 
@@ -1093,9 +1114,9 @@ def main(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
             act = make_actor(agent.policy, eval_envs.single_action_space, args.seed + update)
             with run.guarded():
                 returns = evaluate(act, eval_envs, args.seed + update)
-            scores = {"episodic_return": returns.mean(), "episodic_return_std": returns.std()}
-            if hasattr(eval_envs.envs[0].unwrapped, "policy_report"):  # a task may measure policies in its own way
-                scores |= eval_envs.envs[0].unwrapped.policy_report(act)
+                scores = {"episodic_return": returns.mean(), "episodic_return_std": returns.std()}
+                if hasattr(eval_envs.envs[0].unwrapped, "policy_report"):  # a task may measure policies in its own way
+                    scores |= eval_envs.envs[0].unwrapped.policy_report(act)
             run.write({f"eval/{name}": score for name, score in scores.items()})
             last_eval = f", evaluation {returns.mean():.1f} +- {returns.std():.1f}"
 
@@ -1105,7 +1126,7 @@ def main(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
             run.save(update + 1)
         elif STOP:
             run.save(update + 1)
-        if STOP:
+        if STOP and update + 1 < updates:
             run.bar.close(), run.writer.close(), envs.close(), eval_envs.close()
             name = signal.Signals(STOP[0]).name
             print(f"{name}: stopped at environment step {run.global_step:,}; to go on: --resume {run.run_dir}")

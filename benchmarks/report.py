@@ -81,7 +81,8 @@ class Run:
         total = self.args["total_timesteps"] // self.args["num_envs"] * self.args["num_envs"]
         if not np.isfinite([*self.returns, *self.final.values()]).all():
             return "NaN"
-        return "complete" if self.trained >= total else f"stopped at {self.trained / total:.0%}"
+        evaluated = len(self.steps) and self.steps[-1] >= total
+        return "complete" if evaluated else f"stopped at {self.trained / total:.0%}"
 
     @property
     def best(self) -> float:
@@ -127,7 +128,7 @@ def read_run(path: Path) -> Run | None:
         return None
     events = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
     curves = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
-    if not curves:
+    if not curves or not {"env_id", "seed", "num_envs", "learning_starts", "total_timesteps"} <= args.keys():
         return None
     evaluations = curves.get("eval/episodic_return", [])
     kwargs = json.loads(args.get("env_kwargs", "{}"))
@@ -361,7 +362,7 @@ stratified bootstrap (rliable):"""
 
 def main(options: Options) -> Path:
     """Writes report.md and the figures; returns the folder."""
-    paths = options.runs or sorted((ROOT / "runs").iterdir())
+    paths = options.runs or sorted((ROOT / "runs").glob("*"))
     runs = [run for run in map(read_run, paths) if run is not None]
     if not runs:
         fail("there are no runs with curves among these folders" if options.runs else "there are no runs under runs/")

@@ -6,7 +6,8 @@
 The runs lie under runs/, as if their commands had been typed there one by one, and what each printed in runs/logs/. A run
 that is there and complete is not made again; an incomplete one is resumed from its checkpoint: so the same command, given
 again, completes what is missing. A run that fails is reported and does not stop the others. Ctrl-C and SIGTERM let all
-runs save a checkpoint first. With --ray they are tasks of a Ray cluster (`pip install ray`) whose machines share this folder.
+runs save a checkpoint first. With --ray they are tasks of a Ray cluster (`pip install ray`) whose machines share this folder; there Ctrl-C ends them as
+they are, with the checkpoints that they have.
 """
 
 import atexit
@@ -19,6 +20,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -59,11 +61,17 @@ class Job:
     """One run of the grid."""
 
     script: str  # "dacer_v2"
-    arguments: list[str]  # as on the command line
-    settings: dict[str, Any]  # the same, resolved: what args.json of its run says, as far as it tells runs apart
-    total_timesteps: int
+    arguments: list[str]  # of the command line
+    args: Any  # the same, as the script's Args
     updates: int  # of the whole run
     name: str  # for the progress, and of its log
+
+    def settings(self, total_timesteps: int) -> dict[str, Any]:
+        """What args.json of its run says if the run is this long, but for whether the machine could compile."""
+        args = dataclasses.replace(self.args, total_timesteps=total_timesteps)
+        settings = json.loads(json.dumps(dataclasses.asdict(importlib.import_module(self.script).resolve(args))))
+        del settings["total_timesteps"], settings["compile"]
+        return settings
 
 
 def fail(message: str) -> NoReturn:
@@ -85,17 +93,12 @@ def make_jobs(options: Options) -> list[Job]:
             for seed in options.seeds:
                 arguments = ["--env-id", env_id, "--seed", str(seed), *options.arguments, *own]
                 args = tyro.cli(module.Args, args=arguments, prog=f"sweep.py, {command}")
-                resolved = module.resolve(args)
-                settings = json.loads(json.dumps(dataclasses.asdict(resolved)))
-                # May grow; may be what a machine allows; follows from the length unless it is given
-                for name in ("total_timesteps", "compile") + ("entropy_interval",) * (args.entropy_interval is None):
-                    del settings[name]
                 name = " ".join([env_id.split(":")[-1], stem, *own, f"seed {seed}"])
-                updates = module.num_iterations(resolved)[1]
-                jobs.append(Job(stem, arguments, settings, args.total_timesteps, updates, name))
-    names = [job.name for job in jobs]
-    if doubled := {name for name in names if names.count(name) > 1}:
-        fail(f"the grid holds a run twice: {min(doubled)}")
+                updates = module.num_iterations(module.resolve(args))[1]
+                jobs.append(Job(stem, arguments, args, updates, name))
+    runs = [(job.script, job.settings(job.args.total_timesteps)) for job in jobs]
+    if doubled := [job.name for i, job in enumerate(jobs) if runs[i] in runs[:i]]:
+        fail(f"the grid holds a run twice: {doubled[0]}")
     return jobs
 
 
@@ -105,14 +108,17 @@ def find_run(job: Job) -> tuple[Path | None, int]:
 
     found, most = None, -1
     for path in Path("runs").glob("*/args.json"):
-        saved = json.loads(path.read_text())
-        if (path.parent / f"{job.script}.py").is_file() and all(saved.get(k) == v for k, v in job.settings.items()):
-            try:
-                update = torch.load(path.parent / "checkpoint.pt", weights_only=True, mmap=True)["update"]
-            except (OSError, RuntimeError, KeyError):
+        if not (path.parent / f"{job.script}.py").is_file():
+            continue
+        try:
+            saved = json.loads(path.read_text())
+            if any(saved.get(name) != value for name, value in job.settings(saved["total_timesteps"]).items()):
                 continue
-            if found is None or update > most:
-                found, most = path.parent, update
+            update = torch.load(path.parent / "checkpoint.pt", weights_only=True, mmap=True)["update"]
+        except (Exception, SystemExit):  # noqa: BLE001, S112 - broken, or of this length no run at all
+            continue
+        if found is None or update > most:
+            found, most = path.parent, update
     return found, max(most, 0)
 
 
@@ -120,25 +126,28 @@ def log_path(job: Job) -> Path:
     return Path("runs") / "logs" / (re.sub(r"[^\w.-]+", "_", job.name) + ".log")
 
 
-RUNNING = set()  # processes
+RUNNING, STOPPING, LOCK = set(), [], threading.Lock()  # processes; a signal, once it came; for both
 
 
 def run_job(job: Job, threads: int, retries: int) -> int:
     """Makes a run, or completes it, and returns its exit code; resumes one that was killed up to `retries` times."""
     log_path(job).parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    log_path(job).unlink(missing_ok=True)
     for _ in range(retries + 1):
         run_dir, update = find_run(job)
         if run_dir is not None and update >= job.updates:
             return 0
         arguments = job.arguments
         if run_dir is not None:
-            arguments = ["--resume", str(run_dir), "--total-timesteps", str(job.total_timesteps)]
+            arguments = ["--resume", str(run_dir), "--total-timesteps", str(job.args.total_timesteps)]
         with log_path(job).open("a") as log:
-            process = subprocess.Popen(
-                [sys.executable, ROOT / f"{job.script}.py", *arguments], stdout=log, stderr=log, env=environment
-            )
-            RUNNING.add(process)
+            with LOCK:
+                if STOPPING:
+                    return 128 + STOPPING[0]
+                command = [sys.executable, ROOT / f"{job.script}.py", *arguments]
+                process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+                RUNNING.add(process)
             code = process.wait()
             RUNNING.discard(process)
         if code in (0, 1, 2, 130, 143):  # done, wrong, or asked to stop; else killed from outside
@@ -182,9 +191,11 @@ def start_ray(jobs: list[Job], options: Options, threads: int) -> list[Future]:
 
 
 def stop(signum: int, frame: Any) -> NoReturn:
-    """Lets all runs save a checkpoint; those that have not begun do not."""
-    for process in list(RUNNING):
-        process.send_signal(signal.SIGTERM)
+    """Lets all runs of this machine save a checkpoint, and starts no more."""
+    with LOCK:
+        STOPPING.append(signum)
+        for process in RUNNING:
+            process.send_signal(signal.SIGTERM)
     for process in list(RUNNING):
         process.wait()
     print(f"\nstopped by {signal.Signals(signum).name}; the same command goes on from the checkpoints", flush=True)

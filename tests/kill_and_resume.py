@@ -35,8 +35,8 @@ class Args:
     """how often the run is interrupted"""
     how: Literal["kill", "saving", "term", "int"] = "kill"
     """SIGKILL at random moments; SIGKILL while a checkpoint is being written; SIGTERM; SIGINT"""
-    max_seconds: float = 25.0
-    """a random moment lies this long after the start of the process at most"""
+    max_seconds: float | None = None
+    """a random moment lies this long after the start of the process at most; None: half the time of the undisturbed run"""
     seed: int = 0
     """of the random moments"""
 
@@ -50,7 +50,8 @@ HOPPER = {
 def differences(a: Any, b: Any, name: str = "") -> list[str]:
     """Names of the entries in which two checkpoints differ, in a single bit or more."""
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        return [] if a.dtype == b.dtype and torch.equal(a, b) else [name]
+        same = (a.dtype, a.shape) == (b.dtype, b.shape) and a.numpy().tobytes() == b.numpy().tobytes()
+        return [] if same else [name]
     if isinstance(a, dict) and isinstance(b, dict):
         return [diff for key in a.keys() | b.keys() for diff in differences(a.get(key), b.get(key), f"{name}/{key}")]
     if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
@@ -104,15 +105,19 @@ def main(args: Args) -> None:
         started = time.time()
         end(start(*arguments, "--exp-name", "whole"), 0)
         print(f"undisturbed: {time.time() - started:.0f} s", flush=True)
+        most = args.max_seconds or (time.time() - started) / 2
         while interrupted < args.kills:
             run_dir = find("killed")
+            if run_dir is not None:  # left by the last kill; the script itself does not mind it
+                (run_dir / "checkpoint.pt.tmp").unlink(missing_ok=True)
             resumed = ["--resume", str(run_dir)] if run_dir else [*arguments, "--exp-name", "killed"]
             process = start(*resumed)
             while run_dir is None and process.poll() is None:
                 time.sleep(0.01)
                 run_dir = find("killed")
-            interrupt(process, run_dir, args.how, moments.uniform(0, args.max_seconds))
-            within_save += (run_dir / "checkpoint.pt.tmp").exists()
+            if run_dir is not None:
+                interrupt(process, run_dir, args.how, moments.uniform(0, most))
+                within_save += (run_dir / "checkpoint.pt.tmp").exists()
             end(process, EXIT_CODES[args.how], 0, -signal.SIGTERM, -signal.SIGINT)
             if process.returncode in (0, -signal.SIGTERM, -signal.SIGINT):
                 what = "was complete" if process.returncode == 0 else "had not begun"

@@ -8,11 +8,13 @@ import resource
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 from kill_and_resume import differences, outcome
+from tensorboard.summary.writer import event_file_writer
 
 import dacer
 import dacer_v2
@@ -25,6 +27,8 @@ ENVS = {"num_envs": 2, "total_timesteps": 200, "learning_starts": 40, "eval_inte
 @pytest.fixture(autouse=True)
 def each_update_is_logged(algo, monkeypatch):
     monkeypatch.setattr(algo, "LOG_INTERVAL", 1)
+    # TensorBoard reads a folder's files by name: second, process, count. Here seconds and processes are the same, and 10 < 9
+    event_file_writer._global_uid._value = max(event_file_writer._global_uid._value, 10_000)
 
 
 @pytest.fixture
@@ -98,9 +102,7 @@ def test_exact_compiled(algo, tiny_args, stop_after):
     test_exact_with(algo, tiny_args, stop_after, {"compile": True})
 
 
-@pytest.mark.parametrize(
-    "script, how", [("dacer.py", "kill"), ("dacer_v2.py", "saving"), ("dacer.py", "term"), ("dacer_v2.py", "int")]
-)
+@pytest.mark.parametrize("script, how", [("dacer.py", "kill"), ("dacer_v2.py", "saving"), ("dacer_v2.py", "term")])
 @pytest.mark.parametrize("algo", [dacer], indirect=True)
 def test_kills(script, how):
     """The short form of what kill_and_resume.py does at length: a MuJoCo task in processes that are really killed."""
@@ -112,9 +114,7 @@ def test_kills(script, how):
     arguments = [word for name, value in tiny.items() for word in (f"--{name}", str(value))]
     arguments += ["--hidden-sizes", "32", "32", "32", "--no-compile"]
     command = [sys.executable, TESTS / "kill_and_resume.py", "--script", script, "--how", how, "--kills", "2"]
-    done = subprocess.run(
-        [*command, "--max-seconds", "9", "--", *arguments], check=False, capture_output=True, text=True, timeout=600
-    )
+    done = subprocess.run([*command, "--", *arguments], check=False, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "the same, bit for bit" in done.stdout
 
@@ -165,8 +165,13 @@ def test_arguments_that_would_change_the_run(run_dir, refused, name, value):
 
 
 def flip_a_byte(path, position=None):
+    """Of the largest part of a checkpoint, unless told where."""
     data = bytearray(path.read_bytes())
-    data[len(data) // 2 if position is None else position] ^= 16
+    if position is None:
+        with zipfile.ZipFile(path) as archive:
+            part = archive.read(max(archive.infolist(), key=lambda info: info.file_size))
+        position = data.find(part) + len(part) // 2
+    data[position] ^= 16
     path.write_bytes(data)
 
 
