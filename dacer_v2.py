@@ -222,7 +222,7 @@ def make_envs(
         return env
 
     if asynchronous:  # at exit Python would end its workers by the signal that they ignore, and wait for ever
-        atexit.register(lambda: [process.kill() for process in multiprocessing.active_children()])
+        atexit.register(lambda: [child.kill() for child in multiprocessing.active_children() if child.daemon])
     vectorize = gym.vector.AsyncVectorEnv if asynchronous else gym.vector.SyncVectorEnv
     makers = [partial(make_env, record=video_folder is not None and i == 0) for i in range(num_envs)]
     return vectorize(makers, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
@@ -305,10 +305,11 @@ class ReplayBuffer:
         return {"position": self.position, "data": [torch.from_numpy(x[:size].cpu().numpy()) for x in self.data]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Brings back what `state_dict` gave; RuntimeError if its sizes are others."""
         self.position = state["position"]
+        self.size.fill_(len(state["data"][0]))
         for stored, rows in zip(self.data, state["data"]):
             stored[: len(rows)] = rows
-            self.size.fill_(len(rows))
 
 
 # -------------------------------------------------------------------------------------------------- policy and critics
@@ -554,6 +555,7 @@ class Agent(nn.Module):
         self.critic_loss, self.policy_loss = compiled(self.critic_loss), compiled(self.policy_loss)
 
     def optimizers(self) -> tuple[torch.optim.Optimizer, ...]:
+        """Those of policy, critics and log_alpha, in a checkpoint's order."""
         return self.policy_optimizer, self.critic_optimizer, self.alpha_optimizer
 
     def noise_std(self) -> Tensor:
@@ -1043,18 +1045,15 @@ def resume(run_dir: str, command_line: list[str] | None = None) -> tuple[Args, d
         saved = Args(**{**checkpoint["args"], "resume": run_dir})
     except (ValueError, TypeError) as error:
         fail(f"cannot resume {run_dir}: {error}")
-    if (
-        not {"optimizers", "global_step", "random", "episodes", "returns", "finished", "stats", "buffer"}
-        <= checkpoint.keys()
-    ):
+    needed = {"optimizers", "global_step", "random", "episodes", "returns", "finished", "stats", "buffer"}
+    if not needed <= checkpoint.keys():
         fail(f"the checkpoint in {run_dir} holds the policy alone; it can be evaluated but not resumed")
     args = tyro.cli(Args, args=command_line, default=saved)
     for name, before in dataclasses.asdict(saved).items():
         now = getattr(args, name)
         if now != before and not (name == "total_timesteps" and now > before):
-            fail(
-                f"--{name.replace('_', '-')} {now} would change the run in {run_dir}, which has {before}; leave it out"
-            )
+            option = f"--{name.replace('_', '-')}"
+            fail(f"{option} {now} would change the run in {run_dir}, which has {before}; leave it out")
     return args, checkpoint
 
 

@@ -6,8 +6,8 @@
 The runs lie under runs/, as if their commands had been typed there one by one, and what each printed in runs/logs/. A run
 that is there and complete is not made again; an incomplete one is resumed from its checkpoint: so the same command, given
 again, completes what is missing. A run that fails is reported and does not stop the others. Ctrl-C and SIGTERM let all
-runs save a checkpoint first. With --ray they are tasks of a Ray cluster (`pip install ray`) whose machines share this folder; there Ctrl-C ends them as
-they are, with the checkpoints that they have.
+runs save a checkpoint first. With --ray they are tasks of a Ray cluster (`pip install ray`) whose machines share this
+folder; there Ctrl-C ends them as they are, with the checkpoints that they have.
 """
 
 import atexit

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import toy_envs
 from kill_and_resume import differences, outcome
 from tensorboard.summary.writer import event_file_writer
 
@@ -307,6 +308,31 @@ def test_a_loss_that_is_nan(algo, tiny_args, capsys, monkeypatch):
     assert stopped.value.code == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert "error: NaN or infinity at environment step 42 in actor_loss, policy." in message
+
+
+def test_a_signal_that_also_reaches_the_compiler(algo, tiny_args, capsys, monkeypatch):
+    """Ctrl-C ends the compiler's processes as well: no traceback, the exit code of the signal."""
+
+    def interrupted(self, *inputs):
+        algo.STOP.append(signal.SIGINT)
+        raise RuntimeError("the C++ compiler was killed")
+
+    monkeypatch.setattr(algo.Agent, "critic_loss", interrupted)
+    monkeypatch.setattr(algo, "STOP", [])
+    with pytest.raises(SystemExit) as stopped:
+        algo.main(tiny_args(env_id="toy_envs:Reach-v0"))
+    assert stopped.value.code == 130
+    assert "SIGINT while compiling; the last checkpoint stays" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("async_envs", [False, True])
+def test_environments_that_cannot_all_be_made(algo, tiny_args, capsys, monkeypatch, async_envs):
+    """The first can, the second cannot: one line, and no worker is left to wait for."""
+    monkeypatch.setattr(toy_envs.Licensed, "copies", 0)
+    with pytest.raises(SystemExit) as stopped:
+        algo.main(tiny_args(env_id="toy_envs:Licensed-v0", async_envs=async_envs))
+    assert stopped.value.code == 2
+    assert "error: cannot make 2 environments toy_envs:Licensed-v0: " in capsys.readouterr().err
 
 
 def test_large_checkpoints_are_announced(algo, tiny_args, capsys):

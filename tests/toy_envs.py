@@ -121,8 +121,21 @@ class Global(Reach):
         return super().step(action + 0.1 * np.random.uniform(-1, 1, 2) + random.uniform(-0.1, 0.1))
 
 
+class Licensed(Reach):
+    """Reach, of which only two copies can be made, and none in a worker process."""
+
+    main_process, copies = os.getpid(), 0
+
+    def __init__(self):
+        super().__init__()
+        Licensed.copies += 1
+        if os.getpid() != self.main_process or Licensed.copies > 2:
+            raise RuntimeError("no licence is left")
+
+
 gym.register("Counter-v0", Counter)
 gym.register("Failing-v0", Failing, max_episode_steps=10)
 gym.register("Reach-v0", Reach)
 gym.register("Global-v0", Global)
+gym.register("Licensed-v0", Licensed, max_episode_steps=8)
 gym.register("Odd-v0", Odd, max_episode_steps=6)
