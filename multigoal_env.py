@@ -304,7 +304,7 @@ def comparison_picture(runs: list[Run]):
     """100 trajectories from the origin: a row for each algorithm, DACERv2 on top, and a column for each number of goals."""
     rows = sorted({run.order for run in runs})
     columns = sorted({len(run.task.goals) for run in runs})
-    figure = new_figure(3.4 * len(columns), 3.6 * len(rows))
+    figure = new_figure(3.4 * len(columns), 3.9 * len(rows))
     grid = figure.subplots(len(rows), len(columns), squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()

@@ -1,5 +1,6 @@
 """Every test that takes `algo` runs for each script: what holds for DACER holds for DACERv2 without its Q-gradient."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+if "PYTEST_XDIST_WORKER" in os.environ:  # threads of several workers would wait for each other
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import dacer
 import dacer_v2

@@ -36,7 +36,7 @@ class Args:
     how: Literal["kill", "saving", "term", "int"] = "kill"
     """SIGKILL at random moments; SIGKILL while a checkpoint is being written; SIGTERM; SIGINT"""
     max_seconds: float | None = None
-    """a random moment lies this long after the start of the process at most; None: half the time of the undisturbed run"""
+    """a random moment lies this long after the start of the process at most; None: so that all kills fit into the run"""
     seed: int = 0
     """of the random moments"""
 
@@ -104,8 +104,9 @@ def main(args: Args) -> None:
         arguments = args.arguments or [word for name, value in HOPPER.items() for word in (f"--{name}", str(value))]
         started = time.time()
         end(start(*arguments, "--exp-name", "whole"), 0)
-        print(f"undisturbed: {time.time() - started:.0f} s", flush=True)
-        most = args.max_seconds or (time.time() - started) / 2
+        undisturbed = time.time() - started
+        print(f"undisturbed: {undisturbed:.0f} s", flush=True)
+        most = args.max_seconds or min(undisturbed / 2, 5 + 1.5 * undisturbed / args.kills)  # 5 s: to start
         while interrupted < args.kills:
             run_dir = find("killed")
             if run_dir is not None:  # left by the last kill; the script itself does not mind it
