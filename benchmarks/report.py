@@ -284,9 +284,13 @@ def label_of(run: Run) -> str:
     return base_label(run.args)
 
 
+def is_ablation(run: Run) -> bool:
+    """Whether this is DACERv2 other than the papers have it: their figure 4 compares such runs."""
+    return "q_grad_weight" in run.args and "label" not in run.args and label_of(run) != "DACERv2, T = 5"
+
+
 def ablations(task: str, runs: list[Run], path: Path) -> bool:
     """DACERv2 figure 4: without the Q-gradient, without temporal weighting; and other numbers of steps. False if none."""
-    runs = [run for run in runs if "q_grad_weight" in run.args or label_of(run).startswith("DACER, T")]
     v2 = [run for run in runs if "q_grad_weight" in run.args]
     guidance = [run for run in v2 if run.args["diffusion_steps"] == 5]
     steps = [run for run in v2 if run.args["q_grad_weight"] > 0 and label_of(run).count(",") == 1]
@@ -326,7 +330,7 @@ def cost(by_task: dict[str, list[Run]], speed: dict, path: Path) -> bool:
     for colour, (name, (milliseconds, shares)) in zip(COLOURS * 4, points.items()):
         for axis, x in zip(axes, milliseconds):
             axis.plot(x, np.mean(shares), "o", color=colour, ms=9, label=f"{name} ({len(shares)} tasks)")
-    axes[0].set(xlabel="one update, ms", ylabel="share of the best group's return, mean over tasks")
+    axes[0].set(xlabel="one update, ms", ylabel="share of the best return, mean over tasks")
     axes[1].set(xlabel="one action, ms")
     axes[0].set_title(f"{speed['machine']}; size of Hopper", loc="left", fontsize=9)
     for axis in axes:
@@ -382,7 +386,7 @@ def main(options: Options) -> Path:
             parts += [IQM, iqm]
         for task, group in returns.items():
             name = f"curves-{task.split()[0]}.png"
-            learning_curves(task, group, options.out / name)
+            learning_curves(task, [run for run in group if not is_ablation(run)] or group, options.out / name)
             parts.append(f"![{task}]({name})")
         if cost(returns, json.loads((ROOT / "benchmarks" / "speed.json").read_text()), options.out / "cost.png"):
             parts += ["## Time", "![Time of an update and of an action against the return](cost.png)"]
