@@ -3,15 +3,18 @@
     python benchmarks/report.py                       # all runs under runs/, into benchmarks/report/
     python benchmarks/report.py runs/Hopper* --out /tmp/report
 
-Needs `pip install -r benchmarks/requirements.txt`. Runs of a task that differ in nothing but their seed form a group. A run
-that stopped early, or whose numbers ceased to be finite, is marked as such and takes part with what it has; nothing is left
-out. A run that was logged by other code takes part as well if its folder has an args.json with at least env_id, seed, label,
-num_envs, learning_starts and total_timesteps.
+Needs `pip install -r benchmarks/requirements.txt`. Runs of a task that differ in nothing but their seed form a group; runs of
+different length do not. A run that stopped early, was never evaluated, or whose numbers ceased to be finite, is marked as
+such and takes part with what it has; nothing is left out. A run that was logged by other code takes part as well if its
+folder has an args.json with at least env_id, seed, label, num_envs, learning_starts and total_timesteps, and its evaluations
+are called eval/episodic_return.
 """
 
 import json
 import math
+import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,13 +62,16 @@ class Run:
     path: Path
     args: dict
     task: str
-    group: str
+    label: str  # algorithm, T, and the settings of the papers' ablations
+    group: str  # the same, and what else sets it apart from other runs of its task
     seed: int
     steps: np.ndarray  # (n,)
     returns: np.ndarray  # (n,)
     coverage: np.ndarray  # (n,) on the multi-goal task, else (0,)
     final: dict[str, float]  # the last value of every other curve
     trained: int  # environment steps of the last point of any curve
+    hours: float
+    style: tuple[str, str] = ("black", "-")  # colour and line style, the same for a group in all figures
 
     @property
     def scores(self) -> np.ndarray:
@@ -77,18 +83,27 @@ class Run:
         return steps // self.args["num_envs"] - math.ceil(self.args["learning_starts"] / self.args["num_envs"])
 
     @property
+    def planned(self) -> int:
+        """Updates of the whole run, as its arguments ask for."""
+        return self.updates(self.args["total_timesteps"])
+
+    @property
     def state(self) -> str:
         total = self.args["total_timesteps"] // self.args["num_envs"] * self.args["num_envs"]
         if not np.isfinite([*self.returns, *self.final.values()]).all():
             return "NaN"
-        evaluated = len(self.steps) and self.steps[-1] >= total
-        return "complete" if evaluated else f"stopped at {self.trained / total:.0%}"
+        if not len(self.steps):
+            return "not evaluated"
+        return "complete" if self.steps[-1] >= total else f"stopped at {self.trained / total:.0%}"
 
-    @property
-    def best(self) -> float:
-        """The papers' score of a run: its highest evaluation in the last 10% of its steps; NaN counts as NaN."""
-        total = self.args["total_timesteps"]
-        late = self.returns[self.steps > 0.9 * total]
+    def late(self, updates: int) -> np.ndarray:
+        """Evaluations in the last tenth of the environment steps up to so many updates."""
+        total = (math.ceil(self.args["learning_starts"] / self.args["num_envs"]) + updates) * self.args["num_envs"]
+        return self.returns[(self.steps > 0.9 * total) & (self.steps <= total)]
+
+    def best(self, updates: int | None = None) -> float:
+        """The papers' score of a run: its highest evaluation in the last 10%; NaN counts as NaN, and so does none."""
+        late = self.late(self.planned if updates is None else updates)
         return float(late.max()) if len(late) else math.nan
 
 
@@ -114,48 +129,84 @@ def base_label(args: dict) -> str:
 # What does not make a run another one: where it ran, how it is watched and called, its seed and length
 NO_SETTING = {"seed", "exp_name", "device", "compile", "total_timesteps", "eval_interval", "eval_episodes", "evaluate",
               "capture_video", "checkpoint_interval", "save_replay_buffer", "resume", "env_id", "env_kwargs", "tf32",
-              "entropy_samples", "label", "hours"}  # fmt: skip
+              "entropy_samples", "label"}  # fmt: skip
 
 
 SYMBOLS = {"q_grad_weight": "eta", "noise_scale": "lambda", "time_weight_c": "c", "time_weight_d": "d"}
 
 
 def read_run(path: Path) -> Run | None:
-    """The run in a folder; None if the folder holds none or it has not been evaluated yet."""
+    """The run in a folder; None if the folder has no arguments of one."""
     try:
         args = json.loads((path / "args.json").read_text())
     except (OSError, ValueError):
         return None
+    if not {"env_id", "seed", "num_envs", "learning_starts", "total_timesteps"} <= args.keys():
+        return None
     events = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
     curves = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
-    if not curves or not {"env_id", "seed", "num_envs", "learning_starts", "total_timesteps"} <= args.keys():
-        return None
-    evaluations = curves.get("eval/episodic_return", [])
     kwargs = json.loads(args.get("env_kwargs", "{}"))
     task = " ".join([args["env_id"].split(":")[-1], *(f"{name}={value}" for name, value in kwargs.items())])
-    final = {tag: points[-1].value for tag, points in curves.items()}
-    first, last = (pick(e.wall_time for points in curves.values() for e in points) for pick in (min, max))
-    final["hours"] = (last - first) / 3600
-    steps, returns = np.array([[e.step, e.value] for e in evaluations]).reshape(-1, 2).T
-    coverage = np.array([e.value for e in curves.get("eval/coverage", [])])
-    trained = max(points[-1].step for points in curves.values())
-    return Run(path, args, task, base_label(args), args["seed"], steps.astype(int), returns, coverage, final, trained)
+    evaluations, coverage = (
+        {e.step: e.value for e in curves.get(tag, [])} for tag in ("eval/episodic_return", "eval/coverage")
+    )
+    steps = sorted(evaluations)  # of a step that was logged twice, the newest value
+    times = sorted(e.wall_time for points in curves.values() for e in points)
+    hours = sum(gap for gap in np.diff(times) if gap < 600) / 3600  # longer ones lie between a run and its resumption
+    return Run(
+        path, args, task, base_label(args), base_label(args), args["seed"], np.array(steps, int),
+        np.array([evaluations[step] for step in steps]), np.array([coverage.get(step, math.nan) for step in steps if coverage]),
+        {tag: points[-1].value for tag, points in curves.items()},
+        max((points[-1].step for points in curves.values()), default=0), hours,
+    )  # fmt: skip
+
+
+def settings_of(run: Run) -> dict:
+    """What makes a run what it is, besides its task, label and seed."""
+    settings = {name: value for name, value in run.args.items() if name not in NO_SETTING} | {"updates": run.planned}
+    if settings.get("entropy_interval") == max(1, round(run.planned / 150)):  # the default, which follows the length
+        del settings["entropy_interval"]
+    return settings
+
+
+def is_ablation(run: Run) -> bool:
+    """Whether this is DACERv2 other than the papers have it: their figure 4 compares such runs."""
+    return "q_grad_weight" in run.args and "label" not in run.args and run.label != "DACERv2, T = 5"
 
 
 def name_groups(runs: list[Run]) -> None:
-    """Adds to the names of groups the settings in which runs of one task and one label differ."""
-    for task, label in {(run.task, run.group) for run in runs}:
-        same = [run for run in runs if (run.task, run.group) == (task, label)]
-        settings = [{k: v for k, v in run.args.items() if k not in NO_SETTING} for run in same]
+    """Adds to the names of groups the settings in which runs of one task and one label differ; gives each name a style."""
+    for task, label in {(run.task, run.label) for run in runs}:
+        same = [run for run in runs if (run.task, run.label) == (task, label)]
+        settings = [settings_of(run) for run in same]
         names = sorted({k for one in settings for k in one if any(other.get(k) != one[k] for other in settings)})
         for run, setting in zip(same, settings):
-            run.group = ", ".join([run.group, *(f"{SYMBOLS.get(name, name)} = {setting.get(name)}" for name in names)])
+            extra = [f"{SYMBOLS.get(name, name)} = {setting.get(name, 'default')}" for name in names]
+            run.group = ", ".join([label, *extra])
+    names = sorted({(is_ablation(run), *order(run.group)) for run in runs})
+    styles = {name[-1]: (COLOURS[i % 8], ("-", "--", ":", "-.")[i // 8 % 4]) for i, name in enumerate(names)}
+    for run in runs:
+        run.style = styles[run.group]
+
+
+def order(name: str) -> tuple:
+    return not name.startswith("DACERv2"), len(name), name
 
 
 def groups_of(runs: list[Run]) -> dict[str, list[Run]]:
     """Runs by group, in the order of their names, each by seed."""
-    names = sorted({run.group for run in runs}, key=lambda name: (not name.startswith("DACERv2"), len(name), name))
+    names = sorted({run.group for run in runs}, key=order)
     return {name: sorted((run for run in runs if run.group == name), key=lambda run: run.seed) for name in names}
+
+
+def state_of(group: list[Run]) -> str:
+    """The states of a group's runs: `complete` if all are, else how many are what; and whether a seed occurs twice."""
+    states = Counter(run.state for run in group)
+    said = (
+        ["complete"] if set(states) == {"complete"} else [f"{count} {state}" for state, count in sorted(states.items())]
+    )
+    seeds = Counter(run.seed for run in group)
+    return ", ".join(said + [f"seed {seed} occurs {count} times" for seed, count in seeds.items() if count > 1])
 
 
 def bootstrap(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -167,23 +218,30 @@ def bootstrap(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def mean_curve(runs: Sequence[Run]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Environment steps at which every run was evaluated, and there the mean and its interval (of one run: itself)."""
     steps = sorted(set.intersection(*(set(run.steps.tolist()) for run in runs)))
-    values = np.array([[run.scores[run.steps.tolist().index(step)] for step in steps] for run in runs])
+    values = np.array([run.scores[np.isin(run.steps, steps)] for run in runs])
     low, high = bootstrap(values) if len(runs) > 1 else (values[0], values[0])
     return np.array(steps, int), values.mean(0), low, high
 
 
 def draw_curves(axis: plt.Axes, runs: list[Run], by_update: bool = False) -> None:
-    """Mean and interval over the seeds of every group; thin lines go on where fewer seeds have come."""
-    for colour, (name, group) in zip(COLOURS * 4, groups_of(runs).items()):
-        steps, mean, low, high = mean_curve(group)
-        x = (lambda s, run=group[0]: run.updates(s)) if by_update else (lambda s: s)
-        broken = [run for run in group if run.state != "complete"]
-        note = f" ({len(group)} seed{'s' * (len(group) > 1)}{', ' + broken[0].state if broken else ''})"
-        axis.plot(x(steps), mean, color=colour, label=name + note, lw=1.6)
+    """Mean and interval over the seeds of every group, as far as all go; each seed thin, with a cross where one stopped."""
+    for name, group in groups_of(runs).items():
+        colour, line = group[0].style
+        state = state_of(group)
+        evaluated = [run for run in group if len(run.steps)]
+        note = f"{len(group)} seed{'s' * (len(group) > 1)}{'' if state == 'complete' else ', ' + state}"
+        if not evaluated:
+            axis.plot([], [], color=colour, ls=line, label=f"{name} ({note})")
+            continue
+        x = (lambda s, run=group[0]: run.updates(s)) if by_update else (lambda s: s / 1e6)
+        steps, mean, low, high = mean_curve(evaluated)
+        axis.plot(x(steps), mean, color=colour, ls=line, marker=".", ms=4, label=f"{name} ({note})", lw=1.6)
         axis.fill_between(x(steps), low, high, color=colour, alpha=0.15, lw=0)
-        for run in group:
+        for run in evaluated:
             axis.plot(x(run.steps), run.scores, color=colour, lw=0.5, alpha=0.5)
-    axis.set_xlabel("updates" if by_update else "environment steps")
+            if run.state != "complete":
+                axis.plot(x(run.steps[-1]), run.scores[-1], "x", color=colour, ms=6)
+    axis.set_xlabel("updates" if by_update else "environment steps (millions)")
     axis.grid(alpha=0.25)
 
 
@@ -197,7 +255,7 @@ def learning_curves(task: str, runs: list[Run], path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.2), sharey=True)
     for axis, by_update in zip(axes, (False, True)):
         draw_curves(axis, runs, by_update)
-    top = max(np.nanmax(run.returns) for run in runs if len(run.returns))
+    top = max((value for run in runs for value in run.returns if math.isfinite(value)), default=0)
     for style, (what, value) in zip(("--", ":"), PUBLISHED.get(task, {}).items()):
         if value < 3 * max(top, 0):
             axes[0].axhline(value, color="0.3", ls=style, lw=1, label=what)
@@ -222,23 +280,31 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
+def deviation(values: Sequence[float], digits: int) -> str | None:
+    """Standard deviation over seeds, of the sample (n - 1); None for a single one."""
+    return f"{np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else None
+
+
 def returns_table(by_task: dict[str, list[Run]]) -> str:
     rows = []
     for task, runs in by_task.items():
         for name, group in groups_of(runs).items():
-            best = [run.best for run in group]
-            updates = sorted({int(run.updates(run.trained)) for run in group})
-            rows.append([task, name, ", ".join(str(run.seed) for run in group), "/".join(f"{u:,}" for u in updates),
-                         interval(best), f"{np.std(best):.0f}", interval([run.returns[-1] for run in group]),
-                         ", ".join(sorted({run.state for run in group}))])  # fmt: skip
-    header = ["task", "algorithm", "seeds", "updates", "highest evaluation in the last 10%, mean [95% interval]", "std",
-              "last evaluation", "state"]  # fmt: skip
+            best = [run.best() for run in group]
+            last = [(run.returns[-1], run.updates(run.steps[-1])) if len(run.steps) else (math.nan, 0) for run in group]
+            ends = interval([value for value, _ in last])
+            if len({updates for _, updates in last}) > 1:  # no mean over different lengths
+                ends = ", ".join(f"{value:.0f} at {updates:,}" for value, updates in last)
+            most = max(len(run.late(run.planned)) for run in group)
+            rows.append([task, name, ", ".join(str(run.seed) for run in group), f"{group[0].planned:,}",
+                         interval(best), most, deviation(best, 0) or "-", ends, state_of(group)])  # fmt: skip
+    header = ["task", "algorithm", "seeds", "updates", "highest evaluation in the last 10%, mean [95% interval]", "evaluations there",
+              "std", "last evaluation", "state"]  # fmt: skip
     return table(header, rows)
 
 
 def normalised(run: Run) -> float:
     """Score of a run as a share of the paper's DACER, at 30 million environment steps."""
-    return run.best / PUBLISHED[run.task][DACER_PAPER]
+    return run.best() / PUBLISHED[run.task][DACER_PAPER]
 
 
 def iqm_table(by_task: dict[str, list[Run]]) -> str | None:
@@ -246,99 +312,114 @@ def iqm_table(by_task: dict[str, list[Run]]) -> str | None:
     from rliable import library, metrics
 
     by_task = {task: groups_of(runs) for task, runs in by_task.items() if DACER_PAPER in PUBLISHED.get(task, {})}
-    names = {name for groups in by_task.values() for name in groups}
-    rows = []
-    for name in sorted(names):
-        tasks = [task for task, groups in by_task.items() if name in groups]
-        if len(tasks) < 2:
+    rows, omitted = [], []
+    for name in sorted({name for groups in by_task.values() for name in groups}, key=order):
+        groups = {task: groups[name] for task, groups in by_task.items() if name in groups}
+        scores = [[normalised(run) for run in group] for group in groups.values()]
+        seeds, most = min(map(len, scores)), max(map(len, scores))
+        if len(groups) < 2 or seeds < 2:
+            omitted.append(name)
             continue
-        scores = [[normalised(run) for run in by_task[task][name] if math.isfinite(run.best)] for task in tasks]
-        seeds = min(map(len, scores))
-        if seeds < 2:
+        updates = "/".join(
+            f"{count:,}" for count in sorted({run.planned for group in groups.values() for run in group})
+        )
+        row = [name, ", ".join(groups), updates, f"{seeds}" if seeds == most else f"the first {seeds} of up to {most}"]
+        states = sorted({state_of(group) for group in groups.values()} - {"complete"})
+        if not np.isfinite(np.concatenate(scores)).all():
+            rows.append([*row, f"nan ({', '.join(states)})"])
             continue
         matrix = np.array([score[:seeds] for score in scores]).T  # (seeds, tasks)
-        state = np.random.RandomState(0)
         point, bounds = library.get_interval_estimates(
-            {name: matrix}, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=RESAMPLES, random_state=state
-        )
+            {name: matrix}, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=RESAMPLES,
+            random_state=np.random.RandomState(0),
+        )  # fmt: skip
         low, high = bounds[name][:, 0]
-        rows.append([name, ", ".join(tasks), seeds, f"{point[name][0]:.3f} [{low:.3f}, {high:.3f}]"])
-    return table(["algorithm", "tasks", "seeds", "interquartile mean [95% interval]"], rows) if rows else None
+        rows.append([*row, f"{point[name][0]:.3f} [{low:.3f}, {high:.3f}]"])
+    if not rows:
+        return None
+    lines = table(["algorithm", "tasks", "updates", "seeds", "interquartile mean [95% interval]"], rows)
+    return lines + (f"\n\nOn one task or of one seed alone: {'; '.join(omitted)}." if omitted else "")
 
 
 def coverage_table(runs: list[Run]) -> str:
     rows = []
     for task in sorted({run.task for run in runs}):
         for name, group in groups_of([run for run in runs if run.task == task]).items():
-            coverage = np.array([run.final["eval/coverage"] for run in group])
-            spread = f" +- {coverage.std():.2f}" if len(group) > 1 else ""
-            arrived = min(run.final["eval/arrived"] for run in group)
-            rows.append([task.split("num_goals=")[-1], name, ", ".join(str(run.seed) for run in group),
-                         f"{coverage.mean():.2f}{spread}", f"{coverage.min():.2f}", f"{arrived:.1%}",
-                         f"{np.mean([run.returns[-1] for run in group]):.0f}"])  # fmt: skip
-    header = ["goals", "algorithm", "seeds", "coverage, mean +- std", "worst seed", "arrived, least", "return"]
+            coverage, arrived = (np.array([run.final.get(f"eval/{tag}", math.nan) for run in group]) for tag in
+                                 ("coverage", "arrived"))  # fmt: skip
+            updates = f"{group[0].planned:,}" + ("" if (state := state_of(group)) == "complete" else f" ({state})")
+            spread = deviation(coverage, 2)
+            rows.append([task.split("num_goals=")[-1], name, ", ".join(str(run.seed) for run in group), updates,
+                         f"{coverage.mean():.2f}{f' +- {spread}' if spread else ''}", f"{coverage.min():.2f}",
+                         f"{arrived.min():.1%}",
+                         f"{np.mean([run.returns[-1] if len(run.returns) else math.nan for run in group]):.0f}"])  # fmt: skip
+    header = [
+        "goals",
+        "algorithm",
+        "seeds",
+        "updates",
+        "coverage, mean +- std",
+        "worst seed",
+        "arrived, least",
+        "return",
+    ]
     return table(header, rows)
-
-
-def label_of(run: Run) -> str:
-    return base_label(run.args)
-
-
-def is_ablation(run: Run) -> bool:
-    """Whether this is DACERv2 other than the papers have it: their figure 4 compares such runs."""
-    return "q_grad_weight" in run.args and "label" not in run.args and label_of(run) != "DACERv2, T = 5"
 
 
 def ablations(task: str, runs: list[Run], path: Path) -> bool:
     """DACERv2 figure 4: without the Q-gradient, without temporal weighting; and other numbers of steps. False if none."""
-    v2 = [run for run in runs if "q_grad_weight" in run.args]
+    v2 = [run for run in runs if "q_grad_weight" in run.args and "label" not in run.args]
     guidance = [run for run in v2 if run.args["diffusion_steps"] == 5]
-    steps = [run for run in v2 if run.args["q_grad_weight"] > 0 and label_of(run).count(",") == 1]
+    steps = [run for run in v2 if run.label == f"DACERv2, T = {run.args['diffusion_steps']}"]
     panels = [("what guides the chain", guidance), ("number of denoising steps", steps)]
-    panels = [(title, chosen) for title, chosen in panels if len({label_of(run) for run in chosen}) > 1]
+    panels = [(title, chosen) for title, chosen in panels if len({run.label for run in chosen}) > 1]
     if not panels:
         return False
     figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), 4), squeeze=False)
     for axis, (title, chosen) in zip(axes[0], panels):
         draw_curves(axis, chosen, by_update=True)
         axis.set_title(f"{task}: {title}", loc="left", fontsize=10)
-        axis.set_ylabel("coverage" if len(chosen[0].coverage) else "return, no exploration noise")
+        axis.set_ylabel("coverage" if any(len(run.coverage) for run in chosen) else "return, no exploration noise")
         axis.legend(fontsize=7)
     save_figure(figure, path)
     return True
 
 
-def cost(by_task: dict[str, list[Run]], speed: dict, path: Path) -> bool:
-    """DACERv2 figure 1: time of an update and of a single action, as benchmarks/speed.py measured, against the return."""
+def cost(task: str, runs: list[Run], speed: dict, path: Path) -> list[str] | None:
+    """DACERv2 figure 1: time of an update and of a single action, as benchmarks/speed.py measured, against the return.
+
+    All at the number of updates of the shortest runs. Returns the names of groups that cannot be shown; None if fewer than
+    two can.
+    """
     times = {
         (row["script"], row["T"]): row for row in speed["rows"] if row["task"] == "Hopper" and row["mode"] == "compiled"
     }
-    points = {}  # label -> time of an update and of an action, share of the best group's return in each task
-    for runs in by_task.values():
-        groups = {name: np.mean([run.best for run in group]) for name, group in groups_of(runs).items()}
-        most = max((value for value in groups.values() if math.isfinite(value)), default=0)
-        for name, value in groups.items():
-            args = next(run.args for run in runs if run.group == name)
-            script = "dacer_v2" if "q_grad_weight" in args else "dacer"
-            if most > 0 and math.isfinite(value) and name == label_of(next(r for r in runs if r.group == name)):
-                row = times.get((script, args.get("diffusion_steps")))
-                if row and "label" not in args:
-                    points.setdefault(name, ([row["mean_ms"], row["act_1_ms"]], []))[1].append(value / most)
+    budget, points, omitted = min(run.planned for run in runs), {}, []
+    for name, group in groups_of(runs).items():
+        args, best = group[0].args, [run.best(budget) for run in group]
+        script = "dacer_v2" if args.get("q_grad_weight", 0) > 0 else "dacer"
+        row = None if "label" in args else times.get((script, args["diffusion_steps"]))
+        if row is None or not np.isfinite(best).all():
+            omitted.append(f"{name} ({'not timed' if row is None else 'no return there: ' + state_of(group)})")
+        else:
+            points[name] = group[0].style[0], [row["mean_ms"], row["act_1_ms"]], best
     if len(points) < 2:
-        return False
+        return None
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True)
-    for colour, (name, (milliseconds, shares)) in zip(COLOURS * 4, points.items()):
+    for name, (colour, milliseconds, best) in points.items():
         for axis, x in zip(axes, milliseconds):
-            axis.plot(x, np.mean(shares), "o", color=colour, ms=9, label=f"{name} ({len(shares)} tasks)")
-    axes[0].set(xlabel="one update, ms", ylabel="share of the best return, mean over tasks")
+            axis.plot([x] * len(best), best, "o", color=colour, ms=4, alpha=0.6)
+            axis.plot(x, np.mean(best), "o", color=colour, ms=9, label=f"{name} (mean of {len(best)})")
+    axes[0].set(xlabel="one update, ms", ylabel=f"return after {budget:,} updates")
     axes[1].set(xlabel="one action, ms")
-    axes[0].set_title(f"{speed['machine']}; size of Hopper", loc="left", fontsize=9)
+    axes[0].set_title(f"{task}; times: {speed['machine']}, size of Hopper", loc="left", fontsize=9)
     for axis in axes:
         axis.set_xlim(left=0)
         axis.grid(alpha=0.25)
-    axes[1].legend(fontsize=8)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncol=2, fontsize=8, frameon=False)
     save_figure(figure, path)
-    return True
+    return omitted
 
 
 def fill(text: str, tables: dict[str, str]) -> str:
@@ -352,14 +433,16 @@ def fill(text: str, tables: dict[str, str]) -> str:
 
 
 def runs_table(runs: list[Run]) -> str:
-    rows = [[run.task, run.group, run.seed, f"{run.updates(run.trained):,}", f"{run.trained:,}", f"{run.final['hours']:.1f}",
+    rows = [[run.task, run.group, run.seed, f"{max(0, run.updates(run.trained)):,}", f"{run.trained:,}", f"{run.hours:.1f}",
              run.state, run.path.name] for run in runs]  # fmt: skip
     return table(["task", "algorithm", "seed", "updates", "environment steps", "hours", "state", "folder"], rows)
 
 
 INTRODUCTION = """Written by `python benchmarks/report.py` from the logs of the runs below. All returns are of episodes
-without exploration noise; brackets are 95% bootstrap intervals of the mean over seeds. The papers train for 30 million
-environment steps: compare budgets before returns."""
+without exploration noise. Brackets are 95% bootstrap intervals of the mean over seeds; of two or three seeds that is simply
+their range, which for normal values holds the true mean in 50% or 75% of all cases. Standard deviations are those of the
+sample. The papers train for 30 million environment steps, 1.5 million updates: compare budgets before returns. In figures
+every seed has a thin line, and a cross where a run stopped before its end."""
 IQM = """Share of the return that the paper reports for DACER after 30 million steps, interquartile mean over runs and tasks,
 stratified bootstrap (rliable):"""
 
@@ -369,40 +452,44 @@ def main(options: Options) -> Path:
     paths = options.runs or sorted((ROOT / "runs").glob("*"))
     runs = [run for run in map(read_run, paths) if run is not None]
     if not runs:
-        fail("there are no runs with curves among these folders" if options.runs else "there are no runs under runs/")
+        fail("none of these folders is that of a run" if options.runs else "there are no runs under runs/")
     name_groups(runs)
-    runs.sort(key=lambda run: (run.task, run.group, run.seed))
-    by_task = {
-        task: [run for run in runs if run.task == task and len(run.returns)] for task in {run.task for run in runs}
-    }
-    by_task = {task: by_task[task] for task in sorted(by_task) if by_task[task]}
-    returns = {task: group for task, group in by_task.items() if not len(group[0].coverage)}
+    runs.sort(key=lambda run: (run.task, order(run.group), run.seed))
+    by_task = {task: [run for run in runs if run.task == task] for task in sorted({run.task for run in runs})}
+    returns = {task: group for task, group in by_task.items() if not any(len(run.coverage) for run in group)}
     covered = [run for task, group in by_task.items() if task not in returns for run in group]
+    slug = {task: re.sub(r"[^\w.]+", "-", task) for task in by_task}
+    speed = json.loads((ROOT / "benchmarks" / "speed.json").read_text())
     options.out.mkdir(parents=True, exist_ok=True)
-    parts = ["# Report", INTRODUCTION]
+    parts, tables = ["# Report", INTRODUCTION], {}
     if returns:
-        parts += ["## Returns", returns_table(returns)]
+        tables["returns"] = returns_table(returns)
+        parts += ["## Returns", tables["returns"]]
         if iqm := iqm_table(returns):
             parts += [IQM, iqm]
         for task, group in returns.items():
-            name = f"curves-{task.split()[0]}.png"
+            name = f"curves-{slug[task]}.png"
             learning_curves(task, [run for run in group if not is_ablation(run)] or group, options.out / name)
             parts.append(f"![{task}]({name})")
-        if cost(returns, json.loads((ROOT / "benchmarks" / "speed.json").read_text()), options.out / "cost.png"):
-            parts += ["## Time", "![Time of an update and of an action against the return](cost.png)"]
+        parts.append("## Time")
+        for task, group in returns.items():
+            omitted = cost(task, group, speed, options.out / f"cost-{slug[task]}.png")
+            if omitted is not None:
+                parts.append(f"![{task}: time against return](cost-{slug[task]}.png)")
+            if omitted:
+                parts.append(f"Not shown: {'; '.join(omitted)}.")
+        if parts[-1] == "## Time":
+            parts.pop()
     if covered:
-        parts += ["## Multi-goal task", "After the last update; 200 rollouts from the origin.", coverage_table(covered)]
-    tables = {"returns": returns and returns_table(returns), "coverage": covered and coverage_table(covered)}
+        tables["coverage"] = coverage_table(covered)
+        parts += ["## Multi-goal task", "After the last update; 200 rollouts from the origin.", tables["coverage"]]
     if options.readme:
-        text = (ROOT / "README.md").read_text()
-        (ROOT / "README.md").write_text(fill(text, {name: content for name, content in tables.items() if content}))
-    figures = []
-    for task, group in by_task.items():
-        name = f"ablations-{task.replace(' ', '-').replace('=', '')}.png"
-        if ablations(task, group, options.out / name):
-            figures.append(f"![{task}]({name})")
-    if figures:
-        parts += ["## Ablations", *figures]
+        (ROOT / "README.md").write_text(fill((ROOT / "README.md").read_text(), tables))
+    drawn = [
+        task for task, group in by_task.items() if ablations(task, group, options.out / f"ablations-{slug[task]}.png")
+    ]
+    if drawn:
+        parts += ["## Ablations", *(f"![{task}](ablations-{slug[task]}.png)" for task in drawn)]
     parts += ["## Runs", runs_table(runs)]
     (options.out / "report.md").write_text("\n\n".join(parts) + "\n")
     print(f"{len(runs)} runs; {options.out / 'report.md'}")

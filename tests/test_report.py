@@ -59,21 +59,59 @@ def test_the_highest_evaluation_in_the_last_tenth(runs):
     run = report.read_run(make_run(runs, [900, 1, 2, 3, 4, 5, 6, 7, 80, 9]))
     assert run.steps.tolist() == list(range(50_000, 250_000, 20_000))
     assert run.updates(run.steps).tolist() == list(range(1000, 11000, 1000))
-    assert run.best == 80  # of those after 207,000 steps: 210,000 and 230,000
+    assert run.best() == 80  # of those after 207,000 steps: 210,000 and 230,000
+    assert run.late(run.planned).tolist() == [80, 9]
+    assert run.best(5000) == 4  # as if it had ended there: 110,000 and 130,000 are below and above 0.9 x 130,000
     assert run.state == "complete"
 
 
 def test_dead_and_nan_runs_are_shown(runs):
     dead = report.read_run(make_run(runs, [1, 2, 3]))
     assert dead.state == "stopped at 39%"
-    assert np.isnan(dead.best)
+    assert np.isnan(dead.best())
     sick = report.read_run(make_run(runs, [1] * 8 + [float("nan")] * 2))
     assert sick.state == "NaN"
-    assert np.isnan(sick.best)
+    assert np.isnan(sick.best())
     out = report.main(report.Options(tuple(runs.iterdir()), runs.parent / "out"))
     text = (out / "report.md").read_text()
-    assert "NaN, stopped at 39%" in text
     assert "| nan |" in text
+    assert "| 3 at 3,000, nan at 10,000 | 1 NaN, 1 stopped at 39%, seed 1 occurs 2 times |" in text
+
+
+def test_runs_without_an_evaluation_are_shown(runs):
+    """Also one that died in its warm-up and logged nothing."""
+    make_run(runs, [5] * 10)
+    make_run(runs, [], seed=2)
+    make_run(runs, [], seed=3, **V2)
+    text = (report.main(report.Options(tuple(runs.iterdir()), runs.parent / "out")) / "report.md").read_text()
+    assert "| Hopper-v4 | DACER, T = 20 | 1, 2 | 10,000 | nan | 2 | nan | 5 at 10,000, nan at 0 | " in text
+    assert "| 1 complete, 1 not evaluated |" in text
+    assert "| Hopper-v4 | DACERv2, T = 5 | 3 | 10,000 | nan | 0 | - | nan | 1 not evaluated |" in text
+    assert text.count("| not evaluated |") == 2  # in the list of all runs
+
+
+def test_lengths_are_not_mixed(runs):
+    """Runs of different length are different groups; the default entropy interval, which follows it, is no difference."""
+    for updates in (10_000, 20_000):
+        for seed in (1, 2):
+            make_run(runs, [updates / 100] * (updates // 1000), seed=seed, entropy_interval=round(updates / 150), **V2,
+                     total_timesteps=30_000 + 20 * updates)  # fmt: skip
+    make_run(runs, [7] * 20, total_timesteps=430_000)
+    text = (report.main(report.Options(tuple(runs.iterdir()), runs.parent / "out")) / "report.md").read_text()
+    assert "| Hopper-v4 | DACERv2, T = 5, updates = 10000 | 1, 2 | 10,000 | 100 [100, 100] | 2 | 0 | 100" in text
+    assert "| Hopper-v4 | DACERv2, T = 5, updates = 20000 | 1, 2 | 20,000 | 200 [200, 200] | 3 | 0 | 200" in text
+    assert "| Hopper-v4 | DACER, T = 20 | 1 | 20,000 | 7 |" in text
+
+
+def test_a_step_that_was_logged_twice(runs):
+    """As a resumed run of other code may do: the newer value counts, and the steps rise."""
+    path = make_run(runs, [1, 2, 3, 4])
+    with SummaryWriter(path, filename_suffix=".resumed") as writer:
+        for step, value in ((90_000, 30), (110_000, 40), (130_000, 50)):
+            writer.add_scalar("eval/episodic_return", value, step)
+    run = report.read_run(path)
+    assert run.steps.tolist() == [50_000, 70_000, 90_000, 110_000, 130_000]
+    assert run.returns.tolist() == [1, 2, 30, 40, 50]
 
 
 def test_groups(runs):
@@ -116,8 +154,14 @@ def test_interquartile_mean(runs):
     found = [report.read_run(path) for path in sorted(runs.iterdir())]
     by_task = {task: [run for run in found if run.task == task] for task in ("Hopper-v4", "HalfCheetah-v4")}
     lines = report.iqm_table(by_task).splitlines()
-    assert len(lines) == 3
-    assert lines[2].startswith("| DACER, T = 20 | Hopper-v4, HalfCheetah-v4 | 2 | 0.250 [0.2")
+    assert lines[3:] == ["", "On one task or of one seed alone: DACERv2, T = 5."]
+    assert lines[2].startswith("| DACER, T = 20 | Hopper-v4, HalfCheetah-v4 | 10,000 | 2 | 0.250 [0.2")
+    by_task["Hopper-v4"].append(report.read_run(make_run(runs, [float("nan")] * 10, seed=3)))
+    lines = report.iqm_table(by_task).splitlines()
+    assert (
+        lines[2]
+        == "| DACER, T = 20 | Hopper-v4, HalfCheetah-v4 | 10,000 | the first 2 of up to 3 | nan (1 NaN, 2 complete) |"
+    )
 
 
 def test_the_whole_report(runs):
@@ -130,12 +174,16 @@ def test_the_whole_report(runs):
     goals = {"env_id": "multigoal_env:MultiGoal-v0", "env_kwargs": '{"num_goals": 6}'}
     for coverage, changes in ((0.5, {}), (0.9, V2), (0.7, {**V2, "seed": 2})):
         make_run(runs, [-100] * 10, curves={"eval/coverage": coverage, "eval/arrived": 1.0}, **goals, **changes)
+    dead = {"eval/coverage": 0.4, "eval/arrived": 1.0}
+    make_run(runs, [-100] * 2, curves=dead, diffusion_steps=5, **goals)
+    make_run(runs, [1] * 10, env_kwargs='{"x": 1}')  # another task, and another picture
     (runs / "logs").mkdir()  # what is no run is passed over
     out = report.main(report.Options(tuple(runs.iterdir()), runs.parent / "out"))
     text = (out / "report.md").read_text()
-    assert "| Hopper-v4 | DACERv2, T = 5 | 1, 2 | 10,000 | 180 [180, 180] | 0 | 180 [180, 180] | complete |" in text
-    assert "| 6 | DACERv2, T = 5 | 1, 2 | 0.80 +- 0.10 | 0.70 | 100.0% | -100 |" in text
-    pictures = {"curves-Hopper-v4.png", "cost.png", "ablations-Hopper-v4.png"}
+    assert "| Hopper-v4 | DACERv2, T = 5 | 1, 2 | 10,000 | 180 [180, 180] | 2 | 0 | 180 [180, 180] | complete |" in text
+    assert "| 6 | DACERv2, T = 5 | 1, 2 | 10,000 | 0.80 +- 0.14 | 0.70 | 100.0% | -100 |" in text
+    assert "| 6 | DACER, T = 5 | 1 | 10,000 (1 stopped at 30%) | 0.40 | 0.40 | 100.0% | -100 |" in text
+    pictures = {"curves-Hopper-v4.png", "cost-Hopper-v4.png", "ablations-Hopper-v4.png", "curves-Hopper-v4-x-1.png"}
     assert pictures <= {path.name for path in out.iterdir()}
     for path in out.glob("*.png"):
         assert f"({path.name})" in text
@@ -157,4 +205,4 @@ def test_bad_input(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         report.main(report.Options((tmp_path,), tmp_path / "out"))
     assert stopped.value.code == 2
-    assert "no runs with curves" in capsys.readouterr().err
+    assert "none of these folders is that of a run" in capsys.readouterr().err
