@@ -6,13 +6,15 @@ Y. Wang et al., "Diffusion Actor-Critic with Entropy Regulator", NeurIPS 2024 (a
 The policy is the reverse process of a diffusion model; it denoises x_T ~ N(0, I) in T steps, given the state s:
 
     x0_hat  = clip(x_t / sqrt(abar_t) - sqrt(1 / abar_t - 1) eps_theta(x_t, s, t), -1, 1)
-    x_{t-1} = x0_hat beta_t sqrt(abar_{t-1}) / (1 - abar_t)  +  x_t (1 - abar_{t-1}) sqrt(alpha_t) / (1 - abar_t)
+    x_{t-1} = x0_hat beta_t sqrt(abar_{t-1}) / (1 - abar_t)  +  x_t (1 - abar_{t-1}) sqrt(1 - beta_t) / (1 - abar_t)
               +  1[t > 1] sqrt(beta_t (1 - abar_{t-1}) / (1 - abar_t)) N(0, I)
     a       = clip(x_0 + alpha lambda N(0, I), -1, 1)                             exploration noise: off in evaluation
 
+with abar_t = prod_{i <= t} (1 - beta_i). Unlike SAC's, alpha stands in no loss: it scales the exploration noise alone.
+
 Every update, on a batch (s, a, r, s') and with all gradients at the parameters from before it:
 
-    critics:  y = r + gamma (1 - terminated) min_i m_i'(s', a'), a' ~ policy(s'); m_i, sigma_i by the DSAC loss below
+    critics:  y = reward_scale r + gamma (1 - terminated) min_i m_i'(s', a'), a' ~ policy(s'), in the DSAC loss below
     policy:   minimise -min_i m_i(s, a), a ~ policy(s), through all T steps                        every 2nd update
     targets:  Polyak averages of the critics                                                       every 2nd update
     alpha:    log_alpha <- log_alpha - Adam(H - H_target), with H the policy's entropy, estimated by a Gaussian
@@ -121,7 +123,7 @@ class Args:
     resume: str | None = None
     """folder of an interrupted run to go on with; its arguments apply, of which only --total-timesteps may be raised"""
     evaluate: str | None = None
-    """folder of a run whose trained policy is to be replayed instead of training"""
+    """folder of a run whose policy is to be replayed on its task; of the others, only --device, --seed, --eval-episodes apply"""
     capture_video: bool = False
     """with --evaluate: record the first episode to <run>/videos (needs the package moviepy)"""
 
@@ -220,8 +222,8 @@ def check_env(args: Args) -> None:
     """Ends the program with a clear line if the task cannot be made or its spaces cannot be learned with."""
     try:
         kwargs = json.loads(args.env_kwargs)
-    except ValueError as error:
-        kwargs = error
+    except ValueError:
+        kwargs = None
     if not isinstance(kwargs, dict):
         fail(f"--env-kwargs must be a JSON object such as '{{\"key\": 1}}', but it is {args.env_kwargs!r}")
     try:
@@ -385,10 +387,6 @@ class DiffusionPolicy(nn.Module):
         """eps_theta (..., d) from the first layer's products with state and time (..., H), and x (..., d)."""
         return self.eps_out(from_context + F.linear(x, self.eps_in.weight.split(self.dims, 1)[1]))
 
-    def predict_noise(self, context: tuple[Tensor, Tensor], x: Tensor, t: int | Tensor) -> Tensor:
-        """eps_theta(x_t, s, t), (..., d), for the context of s, x (..., d), and one t or one for each row (...)."""
-        return self.noise_net(context[0] + context[1][t], x)
-
     def denoise_step(self, from_obs: Tensor, from_time: Tensor, x: Tensor, noise: Tensor, schedule: Tensor) -> Tensor:
         """x_{t-1} (..., d) from x_t and noise (..., d), with step t's rows of `from_time` and `schedule`."""
         x0_from_xt, x0_from_eps, mean_from_x0, mean_from_xt, std = schedule.unbind()
@@ -396,7 +394,7 @@ class DiffusionPolicy(nn.Module):
         return mean_from_x0 * x0 + mean_from_xt * x + std * noise
 
     def denoise(self, context: tuple[Tensor, Tensor], noise: Tensor) -> list[Tensor]:
-        """The chain [x_T, ..., x_0] from standard normals (T + 1, ..., d): x_T, then each step's (the last has std 0)."""
+        """The chain [x_T, ..., x_0] from normals (T + 1, ..., d): x_T, then each step's; the last step has std 0."""
         from_obs, from_time = context
         chain = [noise[0].clone()]  # (..., d); a copy, as the inputs of a compiled region may not overlap
         for t in reversed(range(self.T)):
@@ -459,11 +457,12 @@ def kmeans(x: Tensor, trials: int = 3, max_iterations: int = 20) -> Tensor:
 
 
 def mixture_entropy(actions: Tensor, max_iterations: int = 100, tolerance: float = 1e-3, floor: float = 1e-6) -> Tensor:
-    """Entropy (S,), in nats, of the S distributions that the samples `actions` (S, n, d) were drawn from.
+    """Estimated entropy (S,), in nats, of the S distributions that the samples `actions` (S, n, d) were drawn from.
 
     Fits a full-covariance Gaussian mixture to each state's samples, in one batched EM, and returns DACER's estimate
-    H = sum_k w_k (-log w_k + 0.5 log((2 pi e)^d |Sigma_k|)). `floor` is added to the diagonal of every covariance. A state
-    stops when its mean log-likelihood changes by less than `tolerance`: going on would lower its entropy.
+    H = sum_k w_k (-log w_k + 0.5 log((2 pi e)^d |Sigma_k|)), an upper bound of the mixture's entropy that is exact where its
+    components do not overlap. `floor` is added to the diagonal of every covariance. A state stops when its mean
+    log-likelihood changes by less than `tolerance`: going on would lower its entropy.
     """
     S, n, d = actions.shape
     resp = kmeans(actions.float()).double()  # responsibilities (S, K, n)
@@ -474,7 +473,8 @@ def mixture_entropy(actions: Tensor, max_iterations: int = 100, tolerance: float
     times = torch.where(i == j, 1.0, 2.0)  # that x_i x_j occurs in a quadratic form
     square = torch.zeros(d, d, dtype=torch.long, device=x.device)  # from the products to a symmetric matrix
     square[i, j] = square[j, i] = torch.arange(len(i), device=x.device)
-    entropy, states, moving = x.new_zeros(S), torch.arange(S, device=x.device), torch.ones_like(x[:, 0, 0], dtype=bool)
+    entropy, states = x.new_zeros(S), torch.arange(S, device=x.device)
+    moving = torch.ones(S, dtype=torch.bool, device=x.device)
     likelihood, change = x.new_full((S,), -math.inf), x.new_full((S,), math.inf)
     for _ in range(max_iterations + 1):
         # M-step: weights (S, K), means (S, K, d), Cholesky factors of the covariances (S, K, d, d)
@@ -533,6 +533,7 @@ class Agent(nn.Module):
         self.policy_optimizer = adam(self.policy.parameters(), args.learning_rate)
         self.critic_optimizer = adam(self.critic.parameters(), args.learning_rate)
         self.alpha_optimizer = adam([self.log_alpha], args.alpha_lr)
+        self.optimizers = self.policy_optimizer, self.critic_optimizer, self.alpha_optimizer  # in a checkpoint's order
         if args.compile:  # each step of the chain is compiled once, not T times
             step = self.policy.denoise_step
             self.policy.denoise_step = torch.compiler.nested_compile_region(lambda *inputs: step(*inputs))
@@ -540,10 +541,6 @@ class Agent(nn.Module):
         compiled = compiled if args.compile else lambda function: function
         self.sample_actions = compiled(self.policy.forward)
         self.critic_loss, self.policy_loss = compiled(self.critic_loss), compiled(self.policy_loss)
-
-    def optimizers(self) -> tuple[torch.optim.Optimizer, ...]:
-        """Those of policy, critics and log_alpha, in a checkpoint's order."""
-        return self.policy_optimizer, self.critic_optimizer, self.alpha_optimizer
 
     def noise_std(self) -> Tensor:
         """Standard deviation alpha * lambda of the exploration noise."""
@@ -574,6 +571,10 @@ class Agent(nn.Module):
 
         mean, std = self.critic(batch.obs, batch.action)  # (2, B)
         with torch.no_grad():
+            # Ascent on log N(y; m, sigma), whose slopes are (y - m) / sigma^2 in m, ((m - y)^2 - sigma^2) / sigma^3 in sigma.
+            # The three refinements: the mean follows the expected target y, and only the std follows a sampled one, cut at
+            # m +- 3 omega (y_b); y is the smaller critic's; omega^2 undoes the division by sigma^2, by which steps would
+            # depend on the scale of the rewards. Only the loss's gradient has a meaning, not its value.
             m, s, mean_std = mean.detach(), std.detach(), std.mean(1)
             omega = torch.where(self.omega == 0, mean_std, torch.lerp(self.omega, mean_std, args.tau))  # (2,)
             bound = 3 * omega[:, None]
@@ -684,7 +685,7 @@ def make_actor(policy: DiffusionPolicy, space: gym.spaces.Box, seed: int = 0) ->
 def evaluate(act: Callable[[np.ndarray], np.ndarray], envs: gym.vector.VectorEnv, seed: int) -> np.ndarray:
     """Returns (num_envs,) of one whole episode in each copy; `act` as from make_actor."""
     returns, running = np.zeros(envs.num_envs), np.ones(envs.num_envs, bool)
-    obs, _ = envs.reset(seed=seed)
+    obs, _ = envs.reset(seed=np.random.SeedSequence(seed).generate_state(envs.num_envs).tolist())
     while running.any():
         obs, reward, terminated, truncated, _ = envs.step(act(obs))
         returns += reward * running
@@ -695,8 +696,7 @@ def evaluate(act: Callable[[np.ndarray], np.ndarray], envs: gym.vector.VectorEnv
 
 def loss_scalars(stats: dict[str, Tensor]) -> dict[str, float]:
     """An update's statistics as curves; of a vector, with `{}` in its name, each entry, counted from 1."""
-    numbers = {name: value.reshape(-1).tolist() for name, value in stats.items()}
-    return {f"losses/{name.format(i + 1)}": value for name in numbers for i, value in enumerate(numbers[name])}
+    return {f"losses/{k.format(i)}": x for k, v in stats.items() for i, x in enumerate(v.reshape(-1).tolist(), start=1)}
 
 
 def write_args(run_dir: Path, args: Args) -> None:
@@ -740,29 +740,6 @@ def set_random_states(states: dict[str, Any]) -> None:
 VERSION = 1  # of the layout of a checkpoint
 
 
-def save_checkpoint(run_dir: Path, agent: Agent, update: int, **rest: Any) -> None:
-    """Writes <run>/checkpoint.pt; OSError if it cannot. At every instant the newest complete one lies there.
-
-    `update`: updates done, or minus the vector steps of the warm-up to come; `rest`: what a resumed run needs besides.
-    """
-    checkpoint = {
-        "algorithm": ALGORITHM, "version": VERSION, "args": dataclasses.asdict(agent.args), "update": update,
-        "obs_dim": agent.obs_dim, "act_dim": agent.act_dim, "agent": agent.state_dict(),
-        "optimizers": [optimizer.state_dict() for optimizer in agent.optimizers()], **rest,
-    }  # fmt: skip
-    temporary = run_dir / "checkpoint.pt.tmp"
-    try:
-        with temporary.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, run_dir / "checkpoint.pt")
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        cause = error.__context__  # of torch.save's RuntimeError: the disk's own words
-        raise OSError(str(cause if isinstance(cause, OSError) else error)) from error
-
-
 def load_checkpoint(run_dir: str | Path) -> dict[str, Any]:
     """The checkpoint in a run's folder, on the CPU; ValueError if there is none to use. Executes no code from the file."""
     path = Path(run_dir) / "checkpoint.pt"
@@ -791,7 +768,9 @@ def can_compile(device: str) -> bool:
     """Whether torch.compile works here (it needs a C++ compiler on a CPU, Triton on CUDA); prints one line if not."""
     try:
         torch.compile(torch.sin)(torch.zeros(2, device=device))
-    except Exception as error:  # noqa: BLE001 - whatever is missing, training works without
+    except Exception as error:  # whatever is missing, training works without
+        if STOP:  # Ctrl-C reached the compiler too
+            raise SystemExit(128 + STOP[0]) from error
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         print(f"torch.compile does not work here; going on without, at half the speed ({reason})")
         return False
@@ -841,19 +820,31 @@ class Run:
     def open_curves(self, purge_step: int | None = None) -> None:
         """Begins to write curves; of what an interrupted run wrote, points from purge_step on are struck out."""
         try:
+            self.lock = (self.run_dir / ".lock").open("w")  # until this process ends
+            with suppress(ImportError):  # on Windows nothing is locked
+                import fcntl
+
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             write_args(self.run_dir, self.args)
             self.writer = SummaryWriter(self.run_dir, purge_step=purge_step)
+        except BlockingIOError:
+            fail(f"another process is working in {self.run_dir}")
         except OSError as error:
             self.stop(f"cannot write to {self.run_dir}: {error}")
+
+    def close(self) -> None:
+        """Ends the progress bar and the curves; another process may go on with the run."""
+        self.bar.close()
+        for name in ("writer", "lock"):
+            with suppress(OSError, AttributeError):  # on a full disk; or if it has not been opened yet
+                getattr(self, name).close()
 
     def stop(self, message: str, code: int = 2) -> NoReturn:
         """Ends the program with one line."""
         for process in getattr(self.envs, "processes", []):  # they cannot be asked to close: one may be dead
             process.kill()
         self.envs.closed = True
-        self.bar.close()
-        with suppress(OSError, AttributeError):  # on a full disk; or if it has not been opened yet
-            self.writer.close()
+        self.close()
         saved = (self.run_dir / "checkpoint.pt").is_file()
         fail(message + f"; the last checkpoint stays, --resume {self.run_dir} goes on from it" * saved, code)
 
@@ -927,31 +918,45 @@ class Run:
             learn()
 
     def save(self, update: int) -> None:
-        """Saves a checkpoint from which a resumed run goes on bit for bit."""
+        """Writes checkpoint.pt, from which a resumed run goes on bit for bit; at every instant a complete one lies there.
+
+        `update`: updates done, or minus the vector steps of the warm-up to come.
+        """
         self.check_learning()
         episodes = {"started": self.started, "env_actions": torch.from_numpy(np.array(self.env_actions))}
-        rest = {
+        checkpoint = {
+            "algorithm": ALGORITHM, "version": VERSION, "args": dataclasses.asdict(self.args), "update": update,
+            "obs_dim": self.agent.obs_dim, "act_dim": self.agent.act_dim, "agent": self.agent.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.agent.optimizers],
             "global_step": self.global_step, "random": random_states(self.args.device), "episodes": episodes,
             "returns": self.returns.tolist(), "finished": self.finished, "stats": self.stats,
             "buffer": self.buffer.state_dict() if self.args.save_replay_buffer else None,
         }  # fmt: skip
+        temporary = self.run_dir / "checkpoint.pt.tmp"
         try:
             self.writer.flush()  # or the curves would lack what the checkpoint is past
-            save_checkpoint(self.run_dir, self.agent, update, **rest)
-        except OSError as error:
-            self.stop(f"cannot write to {self.run_dir}: {error}")
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.run_dir / "checkpoint.pt")
+        except (OSError, RuntimeError) as error:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            cause = error.__context__  # of torch.save's RuntimeError: the disk's own words
+            self.stop(f"cannot write to {self.run_dir}: {cause if isinstance(cause, OSError) else error}")
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
         """Brings back what `save` saved; copies all of it, as the tensors of a checkpoint lie in its file."""
+        checkpoint = {name: value if name == "buffer" else deepcopy(value) for name, value in checkpoint.items()}
         try:
             self.agent.load_state_dict(checkpoint["agent"])
-            for optimizer, state in zip(self.agent.optimizers(), checkpoint["optimizers"]):
-                optimizer.load_state_dict(deepcopy(state))
+            for optimizer, state in zip(self.agent.optimizers, checkpoint["optimizers"]):
+                optimizer.load_state_dict(state)
             if checkpoint["buffer"] is not None:
                 self.buffer.load_state_dict(checkpoint["buffer"])
         except (LookupError, RuntimeError, ValueError) as error:
             self.stop(f"cannot resume {self.run_dir}, sizes differ: {error}")
-        checkpoint = {name: value if name == "buffer" else deepcopy(value) for name, value in checkpoint.items()}
         self.global_step = checkpoint["global_step"]
         self.start_episodes(checkpoint["episodes"]["started"])
         for env_action in checkpoint["episodes"]["env_actions"].numpy():  # the same episodes, to where they were
@@ -1068,12 +1073,7 @@ def main(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
     def learn(update: int) -> None:
         step_alpha = update % args.entropy_interval == 0
         entropy = agent.entropy(buffer.sample(args.batch_size).obs) if step_alpha else None
-        try:
-            run.stats |= update_networks(update)
-        except Exception:
-            if STOP:  # it reached the compiler too, which is another process
-                run.stop(f"{signal.Signals(STOP[0]).name} while compiling", code=128 + STOP[0])
-            raise
+        run.stats |= update_networks(update)
         if step_alpha:
             run.stats |= agent.update_alpha(entropy)
 
@@ -1094,7 +1094,12 @@ def main(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
         if update < 0:
             run.interact(2 * torch.rand(args.num_envs, act_dim, device=args.device) - 1)
         else:
-            run.interact(agent.act(run.obs), partial(learn, update))
+            try:
+                run.interact(agent.act(run.obs), partial(learn, update))
+            except Exception:
+                if STOP:  # it reached the compiler too, which is another process
+                    run.stop(f"{signal.Signals(STOP[0]).name} while compiling", code=128 + STOP[0])
+                raise
         run.bar.set_postfix_str(f"{run.global_step:,} env steps{last_eval}", refresh=False)
         run.bar.update()
 
@@ -1125,23 +1130,25 @@ def main(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
             run.save(update + 1)
         elif STOP:
             run.save(update + 1)
-        if STOP and update + 1 < updates:
-            run.bar.close(), run.writer.close(), envs.close(), eval_envs.close()
-            name = signal.Signals(STOP[0]).name
-            print(f"{name}: stopped at environment step {run.global_step:,}; to go on: --resume {run.run_dir}")
-            raise SystemExit(128 + STOP[0])
+        if STOP:
+            break
 
-    run.bar.close(), run.writer.close(), envs.close(), eval_envs.close()
+    run.close(), envs.close(), eval_envs.close()
+    if update + 1 < updates:
+        name = signal.Signals(STOP[0]).name
+        print(f"{name}: stopped at environment step {run.global_step:,}; to go on: --resume {run.run_dir}")
+        raise SystemExit(128 + STOP[0])
     print(f"final{last_eval[1:]} over {args.eval_episodes} episodes; to replay: --evaluate {run.run_dir}")
     return run.run_dir
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, request_stop), signal.signal(signal.SIGTERM, request_stop)
     cli_args = tyro.cli(Args)
     if cli_args.evaluate is not None:
         replay(cli_args)
-    elif cli_args.resume is not None:
+        raise SystemExit
+    signal.signal(signal.SIGINT, request_stop), signal.signal(signal.SIGTERM, request_stop)
+    if cli_args.resume is not None:
         main(*resume(cli_args.resume))
     else:
         main(cli_args)

@@ -69,7 +69,7 @@ def test_against_numbers_by_hand(c, d):
     with torch.no_grad():
         context = policy.context(batch.obs)
         chain = policy.denoise(context, draws.noise)  # x_T, ..., x_0
-        eps = [policy.predict_noise(context, chain[T - t], t - 1).double().numpy() for t in range(1, T + 1)]
+        eps = [policy.noise_net(context[0] + context[1][t - 1], chain[T - t]).double().numpy() for t in range(1, T + 1)]
     terms, norms, cosines = [], [], {t: [] for t in range(1, T + 1)}
     for i in range(B):
         t = int(draws.t[i]) + 1  # the paper counts from 1
@@ -95,7 +95,7 @@ def test_no_gradient_no_target():
     loss, stats = q_gradient_loss(agent, batch, draws)
     context = agent.policy.context(batch.obs)
     a_t = torch.stack(agent.policy.denoise(context, draws.noise))[T - 1 - draws.t, torch.arange(B)]
-    eps = agent.policy.predict_noise(context, a_t, draws.t)
+    eps = agent.policy.noise_net(context[0] + context[1][draws.t], a_t)
     torch.testing.assert_close(loss, eps.square().sum(-1).mean())
     assert stats["q_grad_norm"] == 0
     assert all(value.isfinite().all() for value in stats.values())

@@ -89,7 +89,7 @@ def test_predicted_noise(agent, golden):
     context = agent.policy.context(torch.from_numpy(golden["forward/obs"]))
     x = torch.from_numpy(golden["forward/act"])
     for t, eps in enumerate(golden["forward/eps"]):
-        close(agent.policy.predict_noise(context, x, t), eps)
+        close(agent.policy.noise_net(context[0] + context[1][t], x), eps)
 
 
 def test_critic(agent, golden):

@@ -325,6 +325,27 @@ def test_a_signal_that_also_reaches_the_compiler(algo, tiny_args, capsys, monkey
     assert "SIGINT while compiling; the last checkpoint stays" in capsys.readouterr().err
 
 
+def test_a_signal_that_reaches_the_first_compilation(algo, monkeypatch):
+    """It must not be taken for a machine without a compiler, which the checkpoint would remember."""
+    monkeypatch.setattr(torch, "compile", lambda function: 1 / 0)
+    monkeypatch.setattr(algo, "STOP", [])
+    assert not algo.can_compile("cpu")
+    algo.STOP.append(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped:
+        algo.can_compile("cpu")
+    assert stopped.value.code == 143
+
+
+def test_two_processes_in_one_folder(algo, tiny_args, refused):
+    """The second is told, as long as the first lives."""
+    fcntl = pytest.importorskip("fcntl")
+    run_dir = algo.main(tiny_args(env_id="toy_envs:Reach-v0"))
+    with (run_dir / ".lock").open("w") as first:
+        fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert f"another process is working in {run_dir}" in refused(run_dir, "--total-timesteps", "200")
+    assert resume(algo, run_dir, "--total-timesteps", "200") == run_dir
+
+
 @pytest.mark.parametrize("async_envs", [False, True])
 def test_environments_that_cannot_all_be_made(algo, tiny_args, capsys, monkeypatch, async_envs):
     """The first can, the second cannot: one line, and no worker is left to wait for."""
