@@ -66,10 +66,10 @@ class Job:
     updates: int  # of the whole run
     name: str  # for the progress, and of its log
 
-    def settings(self, total_timesteps: int) -> dict[str, Any]:
-        """What args.json of its run says if the run is this long, but for whether the machine could compile."""
-        args = dataclasses.replace(self.args, total_timesteps=total_timesteps)
-        settings = json.loads(json.dumps(dataclasses.asdict(importlib.import_module(self.script).resolve(args))))
+    def settings(self) -> dict[str, Any]:
+        """What args.json of its run says, but for its length and whether the machine could compile."""
+        args = importlib.import_module(self.script).resolve(self.args)
+        settings = json.loads(json.dumps(dataclasses.asdict(args)))
         del settings["total_timesteps"], settings["compile"]
         return settings
 
@@ -96,26 +96,31 @@ def make_jobs(options: Options) -> list[Job]:
                 name = " ".join([env_id.split(":")[-1], stem, *own, f"seed {seed}"])
                 updates = module.num_iterations(module.resolve(args))[1]
                 jobs.append(Job(stem, arguments, args, updates, name))
-    runs = [(job.script, job.settings(job.args.total_timesteps)) for job in jobs]
+    runs = [(job.script, job.settings()) for job in jobs]
     if doubled := [job.name for i, job in enumerate(jobs) if runs[i] in runs[:i]]:
         fail(f"the grid holds a run twice: {doubled[0]}")
     return jobs
 
 
 def find_run(job: Job) -> tuple[Path | None, int]:
-    """Folder of this job's run, None if there is none with a checkpoint, and the updates that it has done."""
+    """Folder of this job's run, None if there is none with a checkpoint, and the updates that it has done.
+
+    A shorter run can become this one if nothing in it depended on its length, as the default --entropy-interval does.
+    """
     import torch
 
-    found, most = None, -1
+    found, most, settings = None, -1, job.settings()
     for path in Path("runs").glob("*/args.json"):
         if not (path.parent / f"{job.script}.py").is_file():
             continue
         try:
             saved = json.loads(path.read_text())
-            if any(saved.get(name) != value for name, value in job.settings(saved["total_timesteps"]).items()):
+            if any(saved.get(name) != value for name, value in settings.items()):
+                continue
+            if saved["total_timesteps"] > job.args.total_timesteps:
                 continue
             update = torch.load(path.parent / "checkpoint.pt", weights_only=True, mmap=True)["update"]
-        except (Exception, SystemExit):  # noqa: BLE001, S112 - broken, or of this length no run at all
+        except Exception:  # noqa: BLE001, S112 - broken
             continue
         if found is None or update > most:
             found, most = path.parent, update
@@ -146,7 +151,8 @@ def run_job(job: Job, threads: int, retries: int) -> int:
                 if STOPPING:
                     return 128 + STOPPING[0]
                 command = [sys.executable, ROOT / f"{job.script}.py", *arguments]
-                process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+                # A session of its own: Ctrl-C reaches the sweep alone, which asks each run to stop, once
+                process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
                 RUNNING.add(process)
             code = process.wait()
             RUNNING.discard(process)
@@ -178,13 +184,16 @@ def start_ray(jobs: list[Job], options: Options, threads: int) -> list[Future]:
         import ray
     except ImportError:
         fail("--ray needs the package ray: pip install ray")
-    ray.init(address=options.ray, log_to_driver=False)
+    path = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")])
+    ray.init(address=options.ray, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
     folder = os.getcwd()
 
     @ray.remote(num_cpus=threads, num_gpus=options.gpus, max_retries=options.retries)
     def remote(job: Job) -> int:
         os.chdir(folder)
-        return run_job(job, threads, options.retries)
+        import sweep  # Ray would send the functions of the main program as copies, which its lock forbids
+
+        return sweep.run_job(job, threads, options.retries)
 
     atexit.register(ray.shutdown)
     return [remote.remote(job).future() for job in jobs]

@@ -2,8 +2,12 @@
 
 import json
 import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -51,6 +55,13 @@ def test_a_run_that_crashes_and_a_rerun(sweep, tmp_path):
     args = json.loads((crashed / "args.json").read_text())
     assert (args["env_id"], args["seed"], args["diffusion_steps"]) == ("toy_envs:Failing-v0", 1, 2)
 
+    # A shorter run than the one that is there is another run
+    assert sweep(*grid[:4], "--threads", "1", arguments=["--total-timesteps", "200"]).returncode == 0
+    assert before == (complete / "checkpoint.pt").read_bytes()
+    (shorter,) = set((tmp_path / "runs").glob("Reach*")) - {complete}
+    assert updates(shorter) == 80
+    shutil.rmtree(shorter)
+
     # Given again, with a second seed and longer: what is there goes on, and what is missing is made
     second = sweep(*grid[:4], "--seeds", "1", "2", "--threads", "1", arguments=["--total-timesteps", "440"])
     assert second.returncode == 0, second.stdout + second.stderr
@@ -92,6 +103,43 @@ def test_a_run_that_is_killed_is_resumed(tmp_path, monkeypatch):
     assert len(started) == 2
     assert started[1][2:] == ["--resume", str(run_dir), "--total-timesteps", "400"]
     assert sweep.progress(job)[0] == 180
+
+
+def test_ctrl_c_saves_the_runs(tmp_path):
+    """In a terminal it reaches the whole process group; a run that got two signals would end without a checkpoint."""
+    command = [
+        sys.executable,
+        ROOT / "benchmarks" / "sweep.py",
+        "--commands",
+        "dacer.py",
+        "--env-ids",
+        "toy_envs:Reach-v0",
+    ]
+    arguments = [
+        *TINY,
+        "--total-timesteps",
+        "1000000",
+        "--eval-interval",
+        "1000000",
+        "--checkpoint-interval",
+        "1000000",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "PYTHONWARNINGS": "ignore"}
+    process = subprocess.Popen(
+        [*command, "--", *arguments], cwd=tmp_path, env=environment, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    started = time.time()
+    while time.time() < started + 120 and not any(
+        re.search(r"[1-9]\d*/499980 ", log.read_text()) for log in tmp_path.glob("runs/logs/*.log")
+    ):
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, printed
+    assert "stopped by SIGINT; the same command goes on from the checkpoints" in printed
+    (run_dir,) = (path.parent for path in tmp_path.glob("runs/*/checkpoint.pt"))
+    assert updates(run_dir) > 0
 
 
 @pytest.mark.parametrize(
