@@ -1193,9 +1193,6 @@ if __name__ == "__main__":
     cli_args = tyro.cli(Args)
     if cli_args.evaluate is not None:
         replay(cli_args)
-        raise SystemExit
-    signal.signal(signal.SIGINT, request_stop), signal.signal(signal.SIGTERM, request_stop)
-    if cli_args.resume is not None:
-        main(*resume(cli_args.resume))
     else:
-        main(cli_args)
+        signal.signal(signal.SIGINT, request_stop), signal.signal(signal.SIGTERM, request_stop)
+        main(*(resume(cli_args.resume) if cli_args.resume is not None else (cli_args,)))

@@ -163,7 +163,15 @@ def test_what_an_update_sees(algo, tiny_args, monkeypatch, async_envs, seen):
 def test_an_environment_that_fails(algo, tiny_args, capfd, monkeypatch, async_envs, how, at, step, says):
     """One line, exit code 2, the traceback in a file; the checkpoint of an evaluation that went well stays."""
     monkeypatch.setattr(algo, "ENV_TIMEOUT", 2)
-    kwargs = json.dumps({"at": at, "how": how, "in_training": at == 45})
+    kwargs = json.dumps({"at": at, "how": how, "fails": at == 45})
+    evaluate = algo.evaluate
+
+    def fails_too(act, envs, seed):  # where no training environment does
+        for env in envs.envs:
+            env.unwrapped.fails = at == 12
+        return evaluate(act, envs, seed)
+
+    monkeypatch.setattr(algo, "evaluate", fails_too)
     with pytest.raises(SystemExit) as stopped:
         algo.main(tiny_args(env_id="toy_envs:Failing-v0", env_kwargs=kwargs, async_envs=async_envs))
     assert stopped.value.code == 2

@@ -82,19 +82,11 @@ class Odd(gym.Env):
 
 
 class Failing(Reach):
-    """Reach, but at its `at`-th step it does what `how` says.
+    """Reach, but at its `at`-th step it does what `how` says, if it `fails`."""
 
-    Fails only where a training environment has been made of it (their seeds are large), or only in evaluations.
-    """
-
-    def __init__(self, at=30, how="raise", in_training=True):
+    def __init__(self, at=30, how="raise", fails=True):
         super().__init__()
-        self.at, self.how, self.in_training, self.steps = at, how, in_training, 0
-
-    def reset(self, *, seed=None, options=None):
-        if seed is not None:
-            self.fails = (seed >= 1000) == self.in_training
-        return super().reset(seed=seed, options=options)
+        self.at, self.how, self.fails, self.steps = at, how, fails, 0
 
     def step(self, action):
         self.steps += 1
