@@ -179,7 +179,10 @@ def name_groups(runs: list[Run]) -> None:
     for task, label in {(run.task, run.label) for run in runs}:
         same = [run for run in runs if (run.task, run.label) == (task, label)]
         settings = [settings_of(run) for run in same]
-        names = sorted({k for one in settings for k in one if any(other.get(k) != one[k] for other in settings)})
+        names = {k for one in settings for k in one if any(other.get(k) != one[k] for other in settings)}
+        if "w = 1" in label and len({run.args.get("q_grad_weight", 0) for run in runs if run.task == task} - {0}) > 1:
+            names.add("q_grad_weight")  # of which its counterpart with temporal weighting has the same
+        names = sorted(names)
         for run, setting in zip(same, settings):
             extra = [f"{SYMBOLS.get(name, name)} = {setting.get(name, 'default')}" for name in names]
             run.group = ", ".join([label, *extra])

@@ -131,6 +131,10 @@ def test_groups(runs):
     report.name_groups(found)
     assert "DACER, T = 20, lambda = 0.2" in report.groups_of(found)
     assert [run.seed for run in report.groups_of(found)["DACER, T = 20, lambda = 0.1"]] == [1, 2]
+    make_run(runs, [1, 2], **{**V2, "q_grad_weight": 1.0})  # two etas: which of them has no temporal weighting?
+    found = [report.read_run(path) for path in sorted(runs.iterdir())]
+    report.name_groups(found)
+    assert {"DACERv2, T = 5, eta = 1.0", "DACERv2, T = 5, w = 1, eta = 0.01"} <= report.groups_of(found).keys()
 
 
 def test_seeds_of_unequal_length(runs):
