@@ -820,17 +820,23 @@ class Run:
     def open_curves(self, purge_step: int | None = None) -> None:
         """Begins to write curves; of what an interrupted run wrote, points from purge_step on are struck out."""
         try:
-            self.lock = (self.run_dir / ".lock").open("w")  # until this process ends
-            with suppress(ImportError):  # on Windows nothing is locked
-                import fcntl
-
-                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.lock_folder()
             write_args(self.run_dir, self.args)
             self.writer = SummaryWriter(self.run_dir, purge_step=purge_step)
-        except BlockingIOError:
-            fail(f"another process is working in {self.run_dir}")
         except OSError as error:
             self.stop(f"cannot write to {self.run_dir}: {error}")
+
+    def lock_folder(self) -> None:
+        """Ends the program if another process works in this folder; Windows and some file systems cannot tell."""
+        self.lock = (self.run_dir / ".lock").open("w")  # locked until it is closed, or this process ends
+        try:
+            import fcntl
+
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fail(f"another process is working in {self.run_dir}")
+        except (ImportError, OSError):
+            pass
 
     def close(self) -> None:
         """Ends the progress bar and the curves; another process may go on with the run."""

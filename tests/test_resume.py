@@ -346,6 +346,20 @@ def test_two_processes_in_one_folder(algo, tiny_args, refused):
     assert resume(algo, run_dir, "--total-timesteps", "200") == run_dir
 
 
+def test_a_file_system_without_locks(algo, tiny_args, monkeypatch):
+    """A run goes on without one."""
+    fcntl = pytest.importorskip("fcntl")
+    tried = []
+
+    def flock(*arguments):
+        tried.append(arguments)
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert (algo.main(tiny_args(env_id="toy_envs:Reach-v0")) / "checkpoint.pt").is_file()
+    assert tried
+
+
 @pytest.mark.parametrize("async_envs", [False, True])
 def test_environments_that_cannot_all_be_made(algo, tiny_args, capsys, monkeypatch, async_envs):
     """The first can, the second cannot: one line, and no worker is left to wait for."""
