@@ -1198,6 +1198,7 @@ def main(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
 if __name__ == "__main__":
     cli_args = tyro.cli(Args)
     if cli_args.evaluate is not None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, without a traceback
         replay(cli_args)
     else:
         signal.signal(signal.SIGINT, request_stop), signal.signal(signal.SIGTERM, request_stop)
