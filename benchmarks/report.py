@@ -34,7 +34,7 @@ RESAMPLES = 5000
 
 # Published returns, to draw a line at, never as if run here: value, what, at which budget
 DACER_PAPER = "DACER, paper (30 M steps, v3 tasks)"
-SAC_CLEANRL = "SAC, CleanRL (1 M steps)"
+SAC_CLEANRL = "SAC, CleanRL (1 M steps and updates)"  # one update follows each step, not each 20
 PUBLISHED = {
     "HalfCheetah-v4": {DACER_PAPER: 17177, SAC_CLEANRL: 9635},
     "Hopper-v4": {DACER_PAPER: 4104, SAC_CLEANRL: 2310},
@@ -413,10 +413,13 @@ def cost(task: str, runs: list[Run], speed: dict, path: Path) -> list[str] | Non
         for axis, x in zip(axes, milliseconds):
             axis.plot([x] * len(best), best, "o", color=colour, ms=4, alpha=0.6)
             axis.plot(x, np.mean(best), "o", color=colour, ms=9, label=f"{name} (mean of {len(best)})")
-    axes[0].set(xlabel="one update, ms", ylabel=f"return after {budget:,} updates")
+    axes[0].set(xlabel="one update, ms", ylabel=f"highest evaluation in the\nlast 10% of {budget:,} updates")
     axes[1].set(xlabel="one action, ms")
+    axes[0].margins(y=0.15)
+    axes[0].set_ylim(bottom=min(0, axes[0].get_ylim()[0]))
     axes[0].set_title(f"{task}; times: {speed['machine']}, size of Hopper", loc="left", fontsize=9)
     for axis in axes:
+        axis.margins(x=0.15)
         axis.set_xlim(left=0)
         axis.grid(alpha=0.25)
     handles, labels = axes[0].get_legend_handles_labels()
