@@ -383,7 +383,7 @@ def ablations(task: str, runs: list[Run], path: Path) -> bool:
         draw_curves(axis, chosen, by_update=True)
         axis.set_title(f"{task}: {title}", loc="left", fontsize=10)
         axis.set_ylabel("coverage" if any(len(run.coverage) for run in chosen) else "return, no exploration noise")
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncol=2, frameon=False)
     save_figure(figure, path)
     return True
 

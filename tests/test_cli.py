@@ -4,6 +4,7 @@ import os
 import re
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,28 @@ def run(algo, *arguments, cwd=None):
     environment = {**os.environ, "PYTHONPATH": TESTS, "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, algo.__file__, *arguments]
     return subprocess.run(command, check=False, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there Ctrl-C is no signal to another process")
+def test_ctrl_c_ends_an_evaluation(algo, tmp_path, monkeypatch):
+    """At once, and without a traceback."""
+    (tmp_path / "interrupting.py").write_text(
+        "import os, signal\n"
+        "from toy_envs import gym\n"
+        "def make():\n"
+        "    if 'INTERRUPT' in os.environ:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return gym.make('Reach-v0')\n"
+        "gym.register('Interrupting-v0', make, max_episode_steps=20)\n"
+    )
+    monkeypatch.setattr(sys.modules[__name__], "TESTS", os.pathsep.join([TESTS, str(tmp_path)]))
+    trained = run(algo, "--env-id", "interrupting:Interrupting-v0", *TINY, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    monkeypatch.setenv("INTERRUPT", "1")
+    evaluated = run(algo, "--evaluate", str(run_dir), "--no-compile")
+    assert (evaluated.returncode, evaluated.stdout) == (-signal.SIGINT, "")
+    assert "Traceback" not in evaluated.stderr
 
 
 def test_train_and_evaluate_a_mujoco_task(algo, tmp_path):
