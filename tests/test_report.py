@@ -13,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import official
 import report
 
 ARGS = {"env_id": "Hopper-v4", "env_kwargs": "{}", "seed": 1, "num_envs": 20, "learning_starts": 30_000, "diffusion_steps": 20,
@@ -210,3 +211,12 @@ def test_bad_input(tmp_path, capsys):
         report.main(report.Options((tmp_path,), tmp_path / "out"))
     assert stopped.value.code == 2
     assert "none of these folders is that of a run" in capsys.readouterr().err
+
+
+def test_official_without_the_official_code(tmp_path, capsys):
+    """Its training needs JAX and a clone of the official repository, and is not tested here."""
+    with pytest.raises(SystemExit) as stopped:
+        official.main(official.Args(tmp_path / "nothing"))
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert "is no clone of the official repository" in said and said.count("\n") == 1
