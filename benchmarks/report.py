@@ -195,7 +195,7 @@ def name_groups(runs: list[Run]) -> None:
         for run, setting in zip(same, settings):
             extra = [f"{SYMBOLS.get(name, name)} = {setting.get(name, 'default')}" for name in names]
             run.group = ", ".join([label, *extra])
-    names = sorted({(is_ablation(run), *order(run.group)) for run in runs})
+    names = sorted({(is_ablation(run), run.group != run.label, *order(run.group)) for run in runs})  # plain ones first
     styles = {name[-1]: (COLOURS[i % 8], ("-", "--", ":", "-.")[i // 8 % 4]) for i, name in enumerate(names)}
     for run in runs:
         run.style = styles[run.group]
