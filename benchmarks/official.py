@@ -17,6 +17,7 @@ import time
 import types
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import gymnasium as gym
 import numpy as np
@@ -51,6 +52,12 @@ class Args:
     """folder in which the run's folder lies"""
 
 
+def fail(message: str) -> NoReturn:
+    """Ends the program with one line on stderr and exit code 2."""
+    print(f"official.py: error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
 def load_official(args: Args, obs_dim: int, action_dim: int):
     """Their agent with fresh networks, as their scripts/train_mujoco.py makes it."""
     sys.path.insert(0, str(args.code))
@@ -74,13 +81,23 @@ def load_official(args: Args, obs_dim: int, action_dim: int):
 def main(args: Args) -> Path:
     """Trains; returns the run's folder."""
     if not (args.code / "relax" / "algorithm" / "dacer.py").is_file():
-        print(f"official.py: error: {args.code} is no clone of the official repository; see --help", file=sys.stderr)
-        raise SystemExit(2)
+        fail(f"{args.code} is no clone of the official repository; see --help")
+    try:
+        import jax
+        import jax.numpy as jnp
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        fail(f"{error}: the packages to install stand in this file's first lines")
     folder = args.runs / f"{args.env_id}__official_T{args.diffusion_steps}__{args.seed}"
-    folder.mkdir(parents=True, exist_ok=True)
     logged = {name: value for name, value in vars(args).items() if name not in ("code", "runs")}
     logged |= {"env_kwargs": "{}", "label": f"official DACER (JAX), T = {args.diffusion_steps}"}
-    (folder / "args.json").write_text(json.dumps(logged, indent=2))
+    saved, described = folder / "state.pkl", folder / "args.json"
+    if described.exists() and not saved.exists():
+        fail(f"{folder} has a run but no state.pkl to go on from: move it away")
+    if saved.exists() and json.loads(described.read_text()) | {"total_timesteps": args.total_timesteps} != logged:
+        fail(f"{folder} is a run with other arguments (args.json): move it away, or give the same ones")
+    folder.mkdir(parents=True, exist_ok=True)
+    described.write_text(json.dumps(logged, indent=2))
 
     def vector(n: int) -> gym.vector.VectorEnv:
         same_step = gym.vector.AutoresetMode.SAME_STEP
@@ -90,10 +107,7 @@ def main(args: Args) -> Path:
     space = envs.single_action_space
     obs_dim, action_dim = envs.single_observation_space.shape[0], space.shape[0]
     algorithm = load_official(args, obs_dim, action_dim)
-    import jax
-    import jax.numpy as jnp
     from relax.utils.experience import Experience
-    from tensorboardX import SummaryWriter
 
     def to_bounds(action: np.ndarray) -> np.ndarray:
         return (space.low + (np.clip(action, -1, 1) + 1) / 2 * (space.high - space.low)).astype(np.float32)
@@ -133,7 +147,6 @@ def main(args: Args) -> Path:
             running &= ~(terminated | truncated)
         return returns
 
-    saved = folder / "state.pkl"
     if saved.exists():
         state = pickle.loads(saved.read_bytes())
         algorithm.state = jax.tree.map(jnp.asarray, state["algorithm"])

@@ -29,16 +29,8 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).resolve().parent.parent
-COLOURS = [
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#000000",
-    "#882255",
-]  # Okabe and Ito, and wine
+# Okabe and Ito's, with wine for their yellow
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255"]
 RESAMPLES = 5000
 
 # Published returns, to draw a line at, never as if run here: value, what, at which budget

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -213,10 +214,27 @@ def test_bad_input(tmp_path, capsys):
     assert "none of these folders is that of a run" in capsys.readouterr().err
 
 
-def test_official_without_the_official_code(tmp_path, capsys):
+def test_official_on_bad_input(tmp_path, capsys, monkeypatch):
     """Its training needs JAX and a clone of the official repository, and is not tested here."""
-    with pytest.raises(SystemExit) as stopped:
-        official.main(official.Args(tmp_path / "nothing"))
-    assert stopped.value.code == 2
-    said = capsys.readouterr().err
-    assert "is no clone of the official repository" in said and said.count("\n") == 1
+
+    def said():
+        with pytest.raises(SystemExit) as stopped:
+            official.main(official.Args(tmp_path / "clone", runs=tmp_path / "runs"))
+        assert stopped.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    assert "is no clone of the official repository" in said()
+    (tmp_path / "clone/relax/algorithm").mkdir(parents=True)
+    (tmp_path / "clone/relax/algorithm/dacer.py").touch()
+    monkeypatch.setitem(sys.modules, "jax", None)
+    assert "the packages to install" in said()
+    for name in ("jax", "jax.numpy", "tensorboardX"):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(numpy=None, SummaryWriter=None))
+    run = tmp_path / "runs/HalfCheetah-v4__official_T20__1"
+    run.mkdir(parents=True)
+    (run / "args.json").write_text('{"learning_starts": 1}')
+    assert "no state.pkl to go on from" in said()
+    (run / "state.pkl").touch()
+    assert "is a run with other arguments" in said()
+    assert (run / "args.json").read_text() == '{"learning_starts": 1}'
