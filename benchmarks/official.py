@@ -9,6 +9,7 @@ relax/network/dacer.py (0.15, as for HalfCheetah and Humanoid; other tasks need 
 runs/<env>__official_T<T>__<seed>/; every evaluation saves it, and the same command goes on with it.
 """
 
+import importlib.util
 import json
 import os
 import pickle
@@ -54,8 +55,17 @@ class Args:
 
 def fail(message: str) -> NoReturn:
     """Ends the program with one line on stderr and exit code 2."""
-    print(f"official.py: error: {message}", file=sys.stderr)
+    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def check_installed(code: Path) -> None:
+    """Ends the program with a clear line if their code or the packages it needs are missing."""
+    if not (code / "relax" / "algorithm" / "dacer.py").is_file():
+        fail(f"{code} is no clone of the official repository; see --help")
+    packages = "jax", "haiku", "optax", "numpyro", "numba", "sklearn", "dill", "tensorboardX"
+    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+        fail(f"no module {', '.join(missing)}: what to install stands in the first lines of benchmarks/official.py")
 
 
 def load_official(args: Args, obs_dim: int, action_dim: int):
@@ -80,14 +90,11 @@ def load_official(args: Args, obs_dim: int, action_dim: int):
 
 def main(args: Args) -> Path:
     """Trains; returns the run's folder."""
-    if not (args.code / "relax" / "algorithm" / "dacer.py").is_file():
-        fail(f"{args.code} is no clone of the official repository; see --help")
-    try:
-        import jax
-        import jax.numpy as jnp
-        from tensorboardX import SummaryWriter
-    except ImportError as error:
-        fail(f"{error}: the packages to install stand in this file's first lines")
+    check_installed(args.code)
+    import jax
+    import jax.numpy as jnp
+    from tensorboardX import SummaryWriter
+
     folder = args.runs / f"{args.env_id}__official_T{args.diffusion_steps}__{args.seed}"
     logged = {name: value for name, value in vars(args).items() if name not in ("code", "runs")}
     logged |= {"env_kwargs": "{}", "label": f"official DACER (JAX), T = {args.diffusion_steps}"}

@@ -1,7 +1,9 @@
 """The report, on made-up logs whose results are known."""
 
+import importlib.util
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +18,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import official
 import report
+import same_update
 
 ARGS = {"env_id": "Hopper-v4", "env_kwargs": "{}", "seed": 1, "num_envs": 20, "learning_starts": 30_000, "diffusion_steps": 20,
         "total_timesteps": 230_000, "noise_scale": 0.1}  # fmt: skip
@@ -214,27 +217,33 @@ def test_bad_input(tmp_path, capsys):
     assert "none of these folders is that of a run" in capsys.readouterr().err
 
 
-def test_official_on_bad_input(tmp_path, capsys, monkeypatch):
-    """Its training needs JAX and a clone of the official repository, and is not tested here."""
+def test_comparison_with_the_official_code_on_bad_input(tmp_path, capsys, monkeypatch):
+    """Training it, and updating it beside dacer.py, need JAX and a clone of the official repository: not tested here."""
 
-    def said():
+    def said(main, args):
         with pytest.raises(SystemExit) as stopped:
-            official.main(official.Args(tmp_path / "clone", runs=tmp_path / "runs"))
+            main(args)
         assert stopped.value.code == 2
         (line,) = capsys.readouterr().err.splitlines()
         return line
 
-    assert "is no clone of the official repository" in said()
-    (tmp_path / "clone/relax/algorithm").mkdir(parents=True)
-    (tmp_path / "clone/relax/algorithm/dacer.py").touch()
-    monkeypatch.setitem(sys.modules, "jax", None)
-    assert "the packages to install" in said()
+    clone, run = tmp_path / "clone", tmp_path / "runs/HalfCheetah-v4__official_T20__1"
+    train = partial(said, official.main, official.Args(clone, runs=tmp_path / "runs"))
+    compare = partial(said, same_update.main, same_update.Args(clone, run))
+    assert "is no clone of the official repository" in train()
+    assert "is no clone of the official repository" in compare()
+    (clone / "relax/algorithm").mkdir(parents=True)
+    (clone / "relax/algorithm/dacer.py").touch()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "jax" else "found")
+    assert "no module jax: what to install" in train()
+    assert "no module jax: what to install" in compare()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: "found")
     for name in ("jax", "jax.numpy", "tensorboardX"):
         monkeypatch.setitem(sys.modules, name, SimpleNamespace(numpy=None, SummaryWriter=None))
-    run = tmp_path / "runs/HalfCheetah-v4__official_T20__1"
     run.mkdir(parents=True)
     (run / "args.json").write_text('{"learning_starts": 1}')
-    assert "no state.pkl to go on from" in said()
+    assert "no state.pkl to go on from" in train()
+    assert "is no folder of a run of benchmarks/official.py" in compare()
     (run / "state.pkl").touch()
-    assert "is a run with other arguments" in said()
+    assert "is a run with other arguments" in train()
     assert (run / "args.json").read_text() == '{"learning_starts": 1}'
