@@ -316,14 +316,16 @@ def iqm_table(by_task: dict[str, list[Run]]) -> str | None:
     from rliable import library, metrics
 
     by_task = {task: groups_of(runs) for task, runs in by_task.items() if DACER_PAPER in PUBLISHED.get(task, {})}
-    rows, omitted = [], []
-    for name in sorted({name for groups in by_task.values() for name in groups}, key=order):
-        groups = {task: groups[name] for task, groups in by_task.items() if name in groups}
+    names = sorted({name for groups in by_task.values() for name in groups}, key=order)
+    covered = {name: tuple(task for task in by_task if len(by_task[task].get(name, [])) >= 2) for name in names}
+    omitted = [name for name, tasks in covered.items() if len(tasks) < 2]
+    rows = []
+    sets = sorted({tasks for tasks in covered.values() if len(tasks) >= 2}, key=lambda tasks: (len(tasks), tasks))
+    # Means over different tasks cannot be compared: each set of tasks has a row of every algorithm with runs of all of them
+    for tasks, name in [(tasks, name) for tasks in sets for name in names if set(tasks) <= set(covered[name])]:
+        groups = {task: by_task[task][name] for task in tasks}
         scores = [[normalised(run) for run in group] for group in groups.values()]
         seeds, most = min(map(len, scores)), max(map(len, scores))
-        if len(groups) < 2 or seeds < 2:
-            omitted.append(name)
-            continue
         updates = "/".join(
             f"{count:,}" for count in sorted({run.planned for group in groups.values() for run in group})
         )

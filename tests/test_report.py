@@ -173,6 +173,24 @@ def test_interquartile_mean(runs):
     )
 
 
+def test_interquartile_means_over_the_same_tasks(runs):
+    """Algorithms are compared on the tasks that they share; a task with one seed takes no part."""
+    tasks = ("Hopper-v4", "Swimmer-v4", "HalfCheetah-v4")
+    for seed in (1, 2):
+        for task in tasks:
+            make_run(runs, [0] * 9 + [1], seed=seed, env_id=task, **V2)
+        for task in tasks[:2]:
+            make_run(runs, [0] * 9 + [1], seed=seed, env_id=task)
+    make_run(runs, [0] * 9 + [1], env_id=tasks[2])
+    found = [report.read_run(path) for path in sorted(runs.iterdir())]
+    lines = report.iqm_table({task: [run for run in found if run.task == task] for task in tasks}).splitlines()
+    assert [line.split(" | ")[:2] for line in lines[2:]] == [
+        ["| DACERv2, T = 5", "Hopper-v4, Swimmer-v4"],
+        ["| DACER, T = 20", "Hopper-v4, Swimmer-v4"],
+        ["| DACERv2, T = 5", "Hopper-v4, Swimmer-v4, HalfCheetah-v4"],
+    ]
+
+
 def test_the_whole_report(runs):
     """Every table and figure that the runs allow; missing seeds and tasks do not stop it."""
     for seed in (1, 2):
