@@ -16,7 +16,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -95,7 +95,17 @@ class Run:
             return "NaN"
         if not len(self.steps):
             return "not evaluated"
-        return "complete" if self.steps[-1] >= total else f"stopped at {self.trained / total:.0%}"
+        done = self.steps[-1] >= total or self.trained > total  # the latter of a run that `until` shortened
+        return "complete" if done else f"stopped at {self.trained / total:.0%}"
+
+    def until(self, updates: int) -> "Run":
+        """The same run as if so many updates had been asked for; a shorter one as it is."""
+        if updates >= self.planned:
+            return self
+        total = (math.ceil(self.args["learning_starts"] / self.args["num_envs"]) + updates) * self.args["num_envs"]
+        kept = self.steps <= total
+        return replace(self, args={**self.args, "total_timesteps": total}, steps=self.steps[kept],
+                       returns=self.returns[kept], coverage=self.coverage[kept] if len(self.coverage) else self.coverage)  # fmt: skip
 
     def late(self, updates: int) -> np.ndarray:
         """Evaluations in the last tenth of the environment steps up to so many updates."""
@@ -181,8 +191,11 @@ def name_groups(runs: list[Run]) -> None:
         same = [run for run in runs if (run.task, run.label) == (task, label)]
         settings = [settings_of(run) for run in same]
         names = {k for one in settings for k in one if any(other.get(k) != one[k] for other in settings)}
-        if "w = 1" in label and len({run.args.get("q_grad_weight", 0) for run in runs if run.task == task} - {0}) > 1:
-            names.add("q_grad_weight")  # of which its counterpart with temporal weighting has the same
+        if is_ablation(same[0]) and "eta = 0" not in label:  # which of the task's settings does it vary?
+            guided = [run.args for run in runs if run.task == task and run.args.get("q_grad_weight", 0) > 0]
+            for name in ("q_grad_weight",) if "w = 1" in label else ("q_grad_weight", "time_weight_c"):
+                if len({args[name] for args in guided if args["time_weight_c"] or name == "q_grad_weight"}) > 1:
+                    names.add(name)
         names = sorted(names)
         for run, setting in zip(same, settings):
             extra = [f"{SYMBOLS.get(name, name)} = {setting.get(name, 'default')}" for name in names]
@@ -372,23 +385,27 @@ def coverage_table(runs: list[Run]) -> str:
     return table(header, rows)
 
 
-def ablations(task: str, runs: list[Run], path: Path) -> bool:
-    """DACERv2 figure 4: without the Q-gradient, without temporal weighting; and other numbers of steps. False if none."""
+def ablations(runs: list[Run]) -> dict[str, list[Run]]:
+    """DACERv2 figure 4, by title: without the Q-gradient, without temporal weighting; and other numbers of steps.
+
+    All runs as far as the shortest was to go, so that they are compared after equally many updates.
+    """
     v2 = [run for run in runs if "q_grad_weight" in run.args and "label" not in run.args]
+    v2 = [run.until(min(run.planned for run in v2)) for run in v2]
     guidance = [run for run in v2 if run.args["diffusion_steps"] == 5]
     steps = [run for run in v2 if run.label == f"DACERv2, T = {run.args['diffusion_steps']}"]
-    panels = [("what guides the chain", guidance), ("number of denoising steps", steps)]
-    panels = [(title, chosen) for title, chosen in panels if len({run.label for run in chosen}) > 1]
-    if not panels:
-        return False
+    panels = {"what guides the chain": guidance, "number of denoising steps": steps}
+    return {title: chosen for title, chosen in panels.items() if len({run.label for run in chosen}) > 1}
+
+
+def draw_ablations(task: str, panels: dict[str, list[Run]], path: Path) -> None:
     figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), 4), squeeze=False)
-    for axis, (title, chosen) in zip(axes[0], panels):
+    for axis, (title, chosen) in zip(axes[0], panels.items()):
         draw_curves(axis, chosen, by_update=True)
         axis.set_title(f"{task}: {title}", loc="left", fontsize=10)
         axis.set_ylabel("coverage" if any(len(run.coverage) for run in chosen) else "return, no exploration noise")
         axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncol=2, frameon=False)
     save_figure(figure, path)
-    return True
 
 
 def cost(task: str, runs: list[Run], speed: dict, path: Path) -> list[str] | None:
@@ -467,21 +484,27 @@ def main(options: Options) -> Path:
     by_task = {task: [run for run in runs if run.task == task] for task in sorted({run.task for run in runs})}
     returns = {task: group for task, group in by_task.items() if not any(len(run.coverage) for run in group)}
     covered = [run for task, group in by_task.items() if task not in returns for run in group]
+    panels = {task: found for task, group in by_task.items() if (found := ablations(group))}
+    varied = {task: {run.path: run for chosen in found.values() for run in chosen} for task, found in panels.items()}
+    compared = {  # without the ablations, which have a table and figures of their own
+        task: [run for run in group if not (is_ablation(run) and run.path in varied.get(task, {}))] or group
+        for task, group in returns.items()
+    }
     slug = {task: re.sub(r"[^\w.]+", "-", task) for task in by_task}
     speed = json.loads((ROOT / "benchmarks" / "speed.json").read_text())
     options.out.mkdir(parents=True, exist_ok=True)
     parts, tables = ["# Report", INTRODUCTION], {}
     if returns:
-        tables["returns"] = returns_table(returns)
+        tables["returns"] = returns_table(compared)
         parts += ["## Returns", tables["returns"]]
-        if iqm := iqm_table(returns):
+        if iqm := iqm_table(compared):
             parts += [IQM, iqm]
-        for task, group in returns.items():
+        for task, group in compared.items():
             name = f"curves-{slug[task]}.png"
-            learning_curves(task, [run for run in group if not is_ablation(run)] or group, options.out / name)
+            learning_curves(task, group, options.out / name)
             parts.append(f"![{task}]({name})")
         parts.append("## Time")
-        for task, group in returns.items():
+        for task, group in compared.items():
             omitted = cost(task, group, speed, options.out / f"cost-{slug[task]}.png")
             if omitted is not None:
                 parts.append(f"![{task}: time against return](cost-{slug[task]}.png)")
@@ -492,14 +515,17 @@ def main(options: Options) -> Path:
     if covered:
         tables["coverage"] = coverage_table(covered)
         parts += ["## Multi-goal task", "After the last update; 200 rollouts from the origin.", tables["coverage"]]
+    if panels:
+        parts.append("## Ablations")
+        if rows := {task: list(runs.values()) for task, runs in varied.items() if task in returns}:
+            tables["ablations"] = returns_table(rows)
+            parts += ["Of each task as far as the shortest of these runs was to go.", tables["ablations"]]
+        for task, found in panels.items():
+            draw_ablations(task, found, options.out / f"ablations-{slug[task]}.png")
+            parts.append(f"![{task}](ablations-{slug[task]}.png)")
+    parts += ["## Runs", runs_table(runs)]
     if options.readme:
         (ROOT / "README.md").write_text(fill((ROOT / "README.md").read_text(), tables))
-    drawn = [
-        task for task, group in by_task.items() if ablations(task, group, options.out / f"ablations-{slug[task]}.png")
-    ]
-    if drawn:
-        parts += ["## Ablations", *(f"![{task}](ablations-{slug[task]}.png)" for task in drawn)]
-    parts += ["## Runs", runs_table(runs)]
     (options.out / "report.md").write_text("\n\n".join(parts) + "\n")
     print(f"{len(runs)} runs; {options.out / 'report.md'}")
     return options.out

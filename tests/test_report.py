@@ -140,6 +140,34 @@ def test_groups(runs):
     found = [report.read_run(path) for path in sorted(runs.iterdir())]
     report.name_groups(found)
     assert {"DACERv2, T = 5, eta = 1.0", "DACERv2, T = 5, w = 1, eta = 0.01"} <= report.groups_of(found).keys()
+    make_run(runs, [1, 2], **{**V2, "diffusion_steps": 20, "time_weight_c": 0.1})  # one that varies two settings
+    found = [report.read_run(path) for path in sorted(runs.iterdir())]
+    report.name_groups(found)
+    names = set(report.groups_of(found))
+    assert {"DACERv2, T = 20, eta = 0.01, c = 0.1", "DACERv2, T = 5, w = 1, eta = 0.01"} <= names
+    assert {"DACERv2, T = 5, eta = 0", "DACERv2, T = 5, eta = 0.01"} <= names
+
+
+def test_ablations_are_compared_after_equally_many_updates(runs):
+    """They have a table of their own, up to where the shortest was to go; one that stopped or failed is shown there, too."""
+    for seed in (1, 2):
+        make_run(runs, [i * 10 for i in range(1, 11)], seed=seed, **V2)
+    make_run(runs, [7] * 5, **{**V2, "q_grad_weight": 0.0}, total_timesteps=130_000)
+    make_run(runs, [3] * 2, **{**V2, "diffusion_steps": 2}, total_timesteps=130_000)
+    make_run(runs, [8] * 4 + [float("nan")] * 3, **{**V2, "diffusion_steps": 10})
+    make_run(runs, [9] * 10)
+    text = (report.main(report.Options(tuple(runs.iterdir()), runs.parent / "out")) / "report.md").read_text()
+    main, rest = text.split("## Ablations")
+    assert "| Hopper-v4 | DACERv2, T = 5 | 1, 2 | 10,000 | 100 [100, 100] | 2 | 0 | 100 [100, 100] | complete |" in main
+    assert "| Hopper-v4 | DACER, T = 20 | 1 | 10,000 | 9 |" in main
+    assert "eta = 0" not in main
+    rows = [line for line in rest.split("## Runs")[0].splitlines() if line.startswith("| Hopper")]
+    assert sorted(rows) == [
+        "| Hopper-v4 | DACERv2, T = 10 | 1 | 5,000 | nan | 1 | - | nan | 1 NaN |",
+        "| Hopper-v4 | DACERv2, T = 2 | 1 | 5,000 | nan | 0 | - | 3 | 1 stopped at 54% |",
+        "| Hopper-v4 | DACERv2, T = 5 | 1, 2 | 5,000 | 50 [50, 50] | 1 | 0 | 50 [50, 50] | complete |",
+        "| Hopper-v4 | DACERv2, T = 5, eta = 0 | 1 | 5,000 | 7 | 1 | - | 7 | complete |",
+    ]
 
 
 def test_seeds_of_unequal_length(runs):
