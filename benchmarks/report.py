@@ -10,6 +10,7 @@ folder has an args.json with at least env_id, seed, label, num_envs, learning_st
 are called eval/episodic_return.
 """
 
+import itertools
 import json
 import math
 import re
@@ -23,6 +24,7 @@ from typing import NoReturn
 import matplotlib as mpl
 import numpy as np
 import tyro
+from scipy import stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 mpl.use("Agg")
@@ -116,6 +118,11 @@ class Run:
         """The papers' score of a run: its highest evaluation in the last 10%; NaN counts as NaN, and so does none."""
         late = self.late(self.planned if updates is None else updates)
         return float(late.max()) if len(late) else math.nan
+
+    def second_half(self) -> float:
+        """The mean of its evaluations after more than half of the updates: of less chance than the highest one."""
+        late = self.returns[2 * self.updates(self.steps) > self.planned]
+        return float(late.mean()) if len(late) else math.nan
 
 
 def fail(message: str) -> NoReturn:
@@ -319,6 +326,30 @@ def returns_table(by_task: dict[str, list[Run]]) -> str:
     return table(header, rows)
 
 
+def difference(first: Sequence[float], second: Sequence[float]) -> str:
+    """Difference of two means, with its 95% interval and p by Welch's t-test; of values without spread, itself."""
+    mean = np.mean(first) - np.mean(second)
+    if np.ptp(first) == np.ptp(second) == 0:
+        return f"{mean:+.0f}"
+    test = stats.ttest_ind(first, second, equal_var=False)
+    low, high = test.confidence_interval()
+    return f"{mean:+.0f} [{low:.0f}, {high:.0f}], p = {test.pvalue:.2f}"
+
+
+def differences_table(by_task: dict[str, list[Run]]) -> str | None:
+    """All pairs of complete groups of a task with two seeds or more and equally many updates; None without any."""
+    rows = []
+    for task, runs in by_task.items():
+        groups = {name: group for name, group in groups_of(runs).items() if state_of(group) == "complete"}
+        for first, second in itertools.combinations(groups, 2):
+            pair = groups[first], groups[second]
+            if min(map(len, pair)) >= 2 and pair[0][0].planned == pair[1][0].planned:
+                rows.append([task, first, second, difference(*([run.best() for run in group] for group in pair)),
+                             difference(*([run.second_half() for run in group] for group in pair))])  # fmt: skip
+    header = ["task", "algorithm", "minus", "highest evaluation in the last 10%", "mean evaluation in the second half"]
+    return table(header, rows) if rows else None
+
+
 def normalised(run: Run) -> float:
     """Score of a run as a share of the paper's DACER, at 30 million environment steps."""
     return run.best() / PUBLISHED[run.task][DACER_PAPER]
@@ -459,9 +490,25 @@ def fill(text: str, tables: dict[str, str]) -> str:
 
 
 def runs_table(runs: list[Run]) -> str:
-    rows = [[run.task, run.group, run.seed, f"{max(0, run.updates(run.trained)):,}", f"{run.trained:,}", f"{run.hours:.1f}",
-             run.state, run.path.name] for run in runs]  # fmt: skip
-    return table(["task", "algorithm", "seed", "updates", "environment steps", "hours", "state", "folder"], rows)
+    rows = []
+    for run in runs:
+        covered = len(run.coverage) > 0
+        score = f"{run.final['eval/coverage']:.2f}" if covered else f"{run.best():.0f}"
+        rows.append([run.task, run.group, run.seed, f"{max(0, run.updates(run.trained)):,}", f"{run.trained:,}", score,
+                     "-" if covered else f"{run.second_half():.0f}", f"{run.hours:.1f}", run.state, run.path.name])  # fmt: skip
+    header = [
+        "task",
+        "algorithm",
+        "seed",
+        "updates",
+        "environment steps",
+        "score",
+        "second half",
+        "hours",
+        "state",
+        "folder",
+    ]
+    return table(header, rows)
 
 
 INTRODUCTION = """Written by `python benchmarks/report.py` from the logs of the runs below. All returns are of episodes
@@ -469,6 +516,9 @@ without exploration noise. Brackets are 95% bootstrap intervals of the mean over
 their range, which for normal values holds the true mean in 50% or 75% of all cases. Standard deviations are those of the
 sample. The papers train for 30 million environment steps, 1.5 million updates: compare budgets before returns. In figures
 every seed has a thin line, and a cross where a run stopped before its end."""
+DIFFERENCES = """Differences of the means over seeds, with 95% intervals and p by Welch's t-test, for algorithms with two
+seeds or more and equally many updates; not corrected for their number:"""
+RUNS = "Score: the highest evaluation in the last 10%, or the last coverage. Second half: the mean evaluation there."
 IQM = """Share of the return that the paper reports for DACER after 30 million steps, interquartile mean over runs and tasks,
 stratified bootstrap (rliable):"""
 
@@ -497,6 +547,8 @@ def main(options: Options) -> Path:
     if returns:
         tables["returns"] = returns_table(compared)
         parts += ["## Returns", tables["returns"]]
+        if differences := differences_table(compared):
+            parts += [DIFFERENCES, differences]
         if iqm := iqm_table(compared):
             parts += [IQM, iqm]
         for task, group in compared.items():
@@ -523,7 +575,7 @@ def main(options: Options) -> Path:
         for task, found in panels.items():
             draw_ablations(task, found, options.out / f"ablations-{slug[task]}.png")
             parts.append(f"![{task}](ablations-{slug[task]}.png)")
-    parts += ["## Runs", runs_table(runs)]
+    parts += ["## Runs", RUNS, runs_table(runs)]
     if options.readme:
         (ROOT / "README.md").write_text(fill((ROOT / "README.md").read_text(), tables))
     (options.out / "report.md").write_text("\n\n".join(parts) + "\n")

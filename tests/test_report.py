@@ -70,6 +70,25 @@ def test_the_highest_evaluation_in_the_last_tenth(runs):
     assert run.state == "complete"
 
 
+def test_differences_of_means(runs):
+    """Two normal samples of two: 1 +- 4.303 sqrt(2/2 + 2/2), t(2) = 0.707 has p = 0.553. Single, dead and other runs: none."""
+    assert report.difference([1, 3], [0, 2]) == "+1 [-5, 7], p = 0.55"
+    assert report.difference([1, 1], [3, 3]) == "-2"
+    for seed in (1, 2):
+        make_run(runs, [0, 1] * 4 + [2 * seed, 2 * seed - 1], seed=seed, **V2)  # second halves: 0.2 + 0.8 seed
+        make_run(runs, [0] * 8 + [0, 2 * seed - 2], seed=seed)
+        make_run(runs, [0] * (10 if seed == 1 else 5), seed=seed, diffusion_steps=5)
+        make_run(runs, [0] * 20, seed=seed, diffusion_steps=10, total_timesteps=430_000)
+    make_run(runs, [0] * 10, diffusion_steps=3)
+    text = (report.main(report.Options(tuple(runs.iterdir()), runs.parent / "out")) / "report.md").read_text()
+    (row,) = [line for line in text.splitlines() if "p = " in line and line.startswith("|")]
+    seconds = report.difference([1.0, 1.8], [0.0, 0.4])
+    assert row == f"| Hopper-v4 | DACERv2, T = 5 | DACER, T = 20 | +2 [-4, 8], p = 0.29 | {seconds} |"
+    scores = [line.split(" | ")[1:7] for line in text.split("## Runs")[1].splitlines() if "| DACERv2" in line]
+    assert scores == [["DACERv2, T = 5", seed, "10,000", "230,000", best, half] for seed, best, half in
+                      (("1", "2", "1"), ("2", "4", "2"))]  # fmt: skip
+
+
 def test_dead_and_nan_runs_are_shown(runs):
     dead = report.read_run(make_run(runs, [1, 2, 3]))
     assert dead.state == "stopped at 39%"
