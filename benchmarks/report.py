@@ -7,7 +7,7 @@ Needs `pip install -r benchmarks/requirements.txt`. Runs of a task that differ i
 different length do not. A run that stopped early, was never evaluated, or whose numbers ceased to be finite, is marked as
 such and takes part with what it has; nothing is left out. A run that was logged by other code takes part as well if its
 folder has an args.json with at least env_id, seed, label, num_envs, learning_starts and total_timesteps, and its evaluations
-are called eval/episodic_return.
+are called eval/episodic_return, the mean of 10 episodes or of as many as eval_episodes says.
 """
 
 import itertools
@@ -75,6 +75,7 @@ class Run:
     trained: int  # environment steps of the last point of any curve
     hours: float
     style: tuple[str, str] = ("black", "-")  # colour and line style, the same for a group in all figures
+    shortened: bool = False  # by `until`
 
     @property
     def scores(self) -> np.ndarray:
@@ -97,17 +98,19 @@ class Run:
             return "NaN"
         if not len(self.steps):
             return "not evaluated"
-        done = self.steps[-1] >= total or self.trained > total  # the latter of a run that `until` shortened
-        return "complete" if done else f"stopped at {self.trained / total:.0%}"
+        done = self.shortened or self.steps[-1] >= total
+        return "complete" if done else f"stopped at {math.floor(100 * self.trained / total)}%"
 
     def until(self, updates: int) -> "Run":
-        """The same run as if so many updates had been asked for; a shorter one as it is."""
-        if updates >= self.planned:
-            return self
+        """A copy as if so many updates had been asked for; what was logged later takes no part."""
         total = (math.ceil(self.args["learning_starts"] / self.args["num_envs"]) + updates) * self.args["num_envs"]
-        kept = self.steps <= total
-        return replace(self, args={**self.args, "total_timesteps": total}, steps=self.steps[kept],
-                       returns=self.returns[kept], coverage=self.coverage[kept] if len(self.coverage) else self.coverage)  # fmt: skip
+        run = replace(self, args={**self.args, "total_timesteps": min(total, self.args["total_timesteps"])})
+        if self.trained > total:
+            kept = self.steps <= total
+            coverage = self.coverage[kept] if len(self.coverage) else self.coverage
+            run = replace(run, steps=self.steps[kept], returns=self.returns[kept], coverage=coverage, final={},
+                          trained=total, shortened=True)  # fmt: skip
+        return run
 
     def late(self, updates: int) -> np.ndarray:
         """Evaluations in the last tenth of the environment steps up to so many updates."""
@@ -161,9 +164,12 @@ def read_run(path: Path) -> Run | None:
         return None
     if not {"env_id", "seed", "num_envs", "learning_starts", "total_timesteps"} <= args.keys():
         return None
+    if "label" not in args and "diffusion_steps" not in args:
+        return None
     events = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
     curves = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
-    kwargs = json.loads(args.get("env_kwargs", "{}"))
+    kwargs = args.get("env_kwargs", {})
+    kwargs = json.loads(kwargs) if isinstance(kwargs, str) else kwargs
     task = " ".join([args["env_id"].split(":")[-1], *(f"{name}={value}" for name, value in kwargs.items())])
     evaluations, coverage = (
         {e.step: e.value for e in curves.get(tag, [])} for tag in ("eval/episodic_return", "eval/coverage")
@@ -198,14 +204,21 @@ def name_groups(runs: list[Run]) -> None:
         same = [run for run in runs if (run.task, run.label) == (task, label)]
         settings = [settings_of(run) for run in same]
         names = {k for one in settings for k in one if any(other.get(k) != one[k] for other in settings)}
-        if is_ablation(same[0]) and "eta = 0" not in label:  # which of the task's settings does it vary?
-            guided = [run.args for run in runs if run.task == task and run.args.get("q_grad_weight", 0) > 0]
-            for name in ("q_grad_weight",) if "w = 1" in label else ("q_grad_weight", "time_weight_c"):
-                if len({args[name] for args in guided if args["time_weight_c"] or name == "q_grad_weight"}) > 1:
-                    names.add(name)
+        if is_ablation(same[0]) and "eta = 0" not in label:  # its eta and c, where this task's runs vary them
+            guided = [
+                run
+                for run in runs
+                if run.task == task and run.label.startswith("DACERv2") and "eta = 0" not in run.label
+            ]
+            if len({run.args["q_grad_weight"] for run in guided}) > 1:
+                names.add("q_grad_weight")
+            weighted = [run for run in guided if "w = 1" not in run.label]
+            if "w = 1" not in label and len({run.args["time_weight_c"] for run in weighted}) > 1:
+                names.add("time_weight_c")
         names = sorted(names)
         for run, setting in zip(same, settings):
-            extra = [f"{SYMBOLS.get(name, name)} = {setting.get(name, 'default')}" for name in names]
+            values = run.args | setting
+            extra = [f"{SYMBOLS.get(name, name)} = {values.get(name, 'default')}" for name in names]
             run.group = ", ".join([label, *extra])
     names = sorted({(is_ablation(run), run.group != run.label, *order(run.group)) for run in runs})  # plain ones first
     styles = {name[-1]: (COLOURS[i % 8], ("-", "--", ":", "-.")[i // 8 % 4]) for i, name in enumerate(names)}
@@ -290,9 +303,15 @@ def learning_curves(task: str, runs: list[Run], path: Path) -> None:
     save_figure(figure, path)
 
 
-def interval(values: Sequence[float], digits: int = 0) -> str:
+def decimals(values: Sequence[float]) -> int:
+    """Digits after the point that show the largest of the values with three digits, of thousands with all."""
+    largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
+    return int(np.clip(2 - np.floor(np.log10(largest)), 0, 6)) if largest > 0 else 0
+
+
+def interval(values: Sequence[float]) -> str:
     """Mean and 95% interval; of a single value, itself."""
-    values = np.asarray(values, float)
+    values, digits = np.asarray(values, float), decimals(values)
     if len(values) == 1 or not np.isfinite(values).all():
         return f"{values.mean():.{digits}f}"
     low, high = bootstrap(values)
@@ -317,10 +336,12 @@ def returns_table(by_task: dict[str, list[Run]]) -> str:
             last = [(run.returns[-1], run.updates(run.steps[-1])) if len(run.steps) else (math.nan, 0) for run in group]
             ends = interval([value for value, _ in last])
             if len({updates for _, updates in last}) > 1:  # no mean over different lengths
-                ends = ", ".join(f"{value:.0f} at {updates:,}" for value, updates in last)
-            most = max(len(run.late(run.planned)) for run in group)
+                digits = decimals([value for value, _ in last])
+                ends = ", ".join(f"{value:.{digits}f} at {updates:,}" for value, updates in last)
+            counts = sorted({len(run.late(run.planned)) for run in group})
+            late = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
             rows.append([task, name, ", ".join(str(run.seed) for run in group), f"{group[0].planned:,}",
-                         interval(best), most, deviation(best, 0) or "-", ends, state_of(group)])  # fmt: skip
+                         interval(best), late, deviation(best, decimals(best)) or "-", ends, state_of(group)])  # fmt: skip
     header = ["task", "algorithm", "seeds", "updates", "highest evaluation in the last 10%, mean [95% interval]", "evaluations there",
               "std", "last evaluation", "state"]  # fmt: skip
     return table(header, rows)
@@ -328,26 +349,37 @@ def returns_table(by_task: dict[str, list[Run]]) -> str:
 
 def difference(first: Sequence[float], second: Sequence[float]) -> str:
     """Difference of two means, with its 95% interval and p by Welch's t-test; of values without spread, itself."""
-    mean = np.mean(first) - np.mean(second)
+    mean, digits = np.mean(first) - np.mean(second), decimals([*first, *second])
     if np.ptp(first) == np.ptp(second) == 0:
-        return f"{mean:+.0f}"
+        return f"{mean:+.{digits}f}"
     test = stats.ttest_ind(first, second, equal_var=False)
     low, high = test.confidence_interval()
-    return f"{mean:+.0f} [{low:.0f}, {high:.0f}], p = {test.pvalue:.2f}"
+    p = f"p = {test.pvalue:.2f}" if test.pvalue >= 0.005 else "p < 0.01"
+    return f"{mean:+.{digits}f} [{low:.{digits}f}, {high:.{digits}f}], {p}"
 
 
 def differences_table(by_task: dict[str, list[Run]]) -> str | None:
     """All pairs of complete groups of a task with two seeds or more and equally many updates; None without any."""
-    rows = []
+    rows, omitted = [], []
     for task, runs in by_task.items():
-        groups = {name: group for name, group in groups_of(runs).items() if state_of(group) == "complete"}
-        for first, second in itertools.combinations(groups, 2):
-            pair = groups[first], groups[second]
-            if min(map(len, pair)) >= 2 and pair[0][0].planned == pair[1][0].planned:
-                rows.append([task, first, second, difference(*([run.best() for run in group] for group in pair)),
-                             difference(*([run.second_half() for run in group] for group in pair))])  # fmt: skip
+        groups = groups_of(runs)
+        fit = [name for name, group in groups.items() if len(group) >= 2 and state_of(group) == "complete"]
+        omitted += [f"{name} ({task})" for name in groups if name not in fit]
+        for pair in itertools.combinations([groups[name] for name in fit], 2):
+            if pair[0][0].planned != pair[1][0].planned:
+                continue
+            # A maximum over more evaluations, or over noisier ones, is higher
+            watched = {
+                (len(run.late(run.planned)), run.args.get("eval_episodes", 10)) for group in pair for run in group
+            }
+            best = difference(*([run.best() for run in group] for group in pair)) if len(watched) == 1 else "-"
+            halves = difference(*([run.second_half() for run in group] for group in pair))
+            rows.append([task, pair[0][0].group, pair[1][0].group, best, halves])
+    if not rows:
+        return None
     header = ["task", "algorithm", "minus", "highest evaluation in the last 10%", "mean evaluation in the second half"]
-    return table(header, rows) if rows else None
+    lines = table(header, rows)
+    return lines + (f"\n\nOf one seed or not complete: {'; '.join(omitted)}." if omitted else "")
 
 
 def normalised(run: Run) -> float:
@@ -416,16 +448,33 @@ def coverage_table(runs: list[Run]) -> str:
     return table(header, rows)
 
 
+def shared_length(groups: Sequence[list[Run]]) -> int:
+    """The most updates that at least two of the groups were to make."""
+    return sorted(max(run.planned for run in group) for group in groups)[-2]
+
+
 def ablations(runs: list[Run]) -> dict[str, list[Run]]:
     """DACERv2 figure 4, by title: without the Q-gradient, without temporal weighting; and other numbers of steps.
 
-    All runs as far as the shortest was to go, so that they are compared after equally many updates.
+    All after equally many updates, without those that were to make fewer.
     """
     v2 = [run for run in runs if "q_grad_weight" in run.args and "label" not in run.args]
-    v2 = [run.until(min(run.planned for run in v2)) for run in v2]
     guidance = [run for run in v2 if run.args["diffusion_steps"] == 5]
     steps = [run for run in v2 if run.label == f"DACERv2, T = {run.args['diffusion_steps']}"]
     panels = {"what guides the chain": guidance, "number of denoising steps": steps}
+    panels = {title: chosen for title, chosen in panels.items() if len({run.label for run in chosen}) > 1}
+    chosen = {run.path: run for runs in panels.values() for run in runs}
+    if not chosen:
+        return {}
+    labels = {run.label for run in chosen.values()}
+    length = shared_length([[run for run in chosen.values() if run.label == label] for label in labels])
+    cut = {path: run.until(length) for path, run in chosen.items() if run.planned >= length}
+    name_groups(list(cut.values()))
+    if len({run.args.get("entropy_interval") for run in cut.values()}) > 1:  # another pace of alpha, of what was cut
+        for run in cut.values():
+            if "entropy_interval" not in run.group:
+                run.group += f", entropy_interval = {run.args.get('entropy_interval')}"
+    panels = {title: [cut[run.path] for run in runs if run.path in cut] for title, runs in panels.items()}
     return {title: chosen for title, chosen in panels.items() if len({run.label for run in chosen}) > 1}
 
 
@@ -439,26 +488,36 @@ def draw_ablations(task: str, panels: dict[str, list[Run]], path: Path) -> None:
     save_figure(figure, path)
 
 
-def cost(task: str, runs: list[Run], speed: dict, path: Path) -> list[str] | None:
+def cost(task: str, runs: list[Run], speed: dict, path: Path) -> tuple[bool, list[str]]:
     """DACERv2 figure 1: time of an update and of a single action, as benchmarks/speed.py measured, against the return.
 
-    All at the number of updates of the shortest runs. Returns the names of groups that cannot be shown; None if fewer than
-    two can.
+    All after equally many updates. Returns whether there were two groups to draw, and who could not be shown, and why.
     """
-    times = {
+    rows = {
         (row["script"], row["T"]): row for row in speed["rows"] if row["task"] == "Hopper" and row["mode"] == "compiled"
     }
-    budget, points, omitted = min(run.planned for run in runs), {}, []
+    times, omitted = {}, []
     for name, group in groups_of(runs).items():
-        args, best = group[0].args, [run.best(budget) for run in group]
+        args = group[0].args
         script = "dacer_v2" if args.get("q_grad_weight", 0) > 0 else "dacer"
-        row = None if "label" in args else times.get((script, args["diffusion_steps"]))
-        if row is None or not np.isfinite(best).all():
-            omitted.append(f"{name} ({'not timed' if row is None else 'no return there: ' + state_of(group)})")
+        if "label" in args or (script, args["diffusion_steps"]) not in rows:
+            omitted.append(f"{name} (not timed)")
         else:
-            points[name] = group[0].style[0], [row["mean_ms"], row["act_1_ms"]], best
+            row = rows[script, args["diffusion_steps"]]
+            times[name] = group, [row["mean_ms"], row["act_1_ms"]]
+    if len(times) < 2:
+        return False, omitted
+    budget, points = shared_length([group for group, _ in times.values()]), {}
+    for name, (group, milliseconds) in times.items():
+        best = [run.best(budget) for run in group]
+        if any(run.planned < budget for run in group):
+            omitted.append(f"{name} ({group[0].planned:,} updates)")
+        elif not np.isfinite(best).all():
+            omitted.append(f"{name} (no return there: {state_of(group)})")
+        else:
+            points[name] = group[0].style[0], milliseconds, best
     if len(points) < 2:
-        return None
+        return False, omitted
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True)
     for name, (colour, milliseconds, best) in points.items():
         for axis, x in zip(axes, milliseconds):
@@ -476,7 +535,7 @@ def cost(task: str, runs: list[Run], speed: dict, path: Path) -> list[str] | Non
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncol=2, fontsize=8, frameon=False)
     save_figure(figure, path)
-    return omitted
+    return True, omitted
 
 
 def fill(text: str, tables: dict[str, str]) -> str:
@@ -492,10 +551,10 @@ def fill(text: str, tables: dict[str, str]) -> str:
 def runs_table(runs: list[Run]) -> str:
     rows = []
     for run in runs:
-        covered = len(run.coverage) > 0
-        score = f"{run.final['eval/coverage']:.2f}" if covered else f"{run.best():.0f}"
+        covered, digits = "eval/coverage" in run.final, decimals([run.best()])
+        score = f"{run.final['eval/coverage']:.2f}" if covered else f"{run.best():.{digits}f}"
         rows.append([run.task, run.group, run.seed, f"{max(0, run.updates(run.trained)):,}", f"{run.trained:,}", score,
-                     "-" if covered else f"{run.second_half():.0f}", f"{run.hours:.1f}", run.state, run.path.name])  # fmt: skip
+                     "-" if covered else f"{run.second_half():.{digits}f}", f"{run.hours:.1f}", run.state, run.path.name])  # fmt: skip
     header = [
         "task",
         "algorithm",
@@ -516,8 +575,10 @@ without exploration noise. Brackets are 95% bootstrap intervals of the mean over
 their range, which for normal values holds the true mean in 50% or 75% of all cases. Standard deviations are those of the
 sample. The papers train for 30 million environment steps, 1.5 million updates: compare budgets before returns. In figures
 every seed has a thin line, and a cross where a run stopped before its end."""
-DIFFERENCES = """Differences of the means over seeds, with 95% intervals and p by Welch's t-test, for algorithms with two
+DIFFERENCES = """Differences of the means over seeds, with 95% intervals and p by Welch's t-test, for complete runs of two
 seeds or more and equally many updates; not corrected for their number:"""
+ABLATIONS = """Of each task after equally many updates: as many as two of these at least were to make. Shorter runs, and those of
+other algorithms, are in the tables above."""
 RUNS = "Score: the highest evaluation in the last 10%, or the last coverage. Second half: the mean evaluation there."
 IQM = """Share of the return that the paper reports for DACER after 30 million steps, interquartile mean over runs and tasks,
 stratified bootstrap (rliable):"""
@@ -540,7 +601,10 @@ def main(options: Options) -> Path:
         task: [run for run in group if not (is_ablation(run) and run.path in varied.get(task, {}))] or group
         for task, group in returns.items()
     }
-    slug = {task: re.sub(r"[^\w.]+", "-", task) for task in by_task}
+    slug = {task: re.sub(r"[^\w.-]+", "-", task) for task in by_task}
+    for run in covered:
+        if not len(run.coverage):  # logged without it: none of its returns is a coverage
+            run.coverage = np.full(len(run.steps), math.nan)
     speed = json.loads((ROOT / "benchmarks" / "speed.json").read_text())
     options.out.mkdir(parents=True, exist_ok=True)
     parts, tables = ["# Report", INTRODUCTION], {}
@@ -557,11 +621,11 @@ def main(options: Options) -> Path:
             parts.append(f"![{task}]({name})")
         parts.append("## Time")
         for task, group in compared.items():
-            omitted = cost(task, group, speed, options.out / f"cost-{slug[task]}.png")
-            if omitted is not None:
+            drawn, omitted = cost(task, group, speed, options.out / f"cost-{slug[task]}.png")
+            if drawn:
                 parts.append(f"![{task}: time against return](cost-{slug[task]}.png)")
             if omitted:
-                parts.append(f"Not shown: {'; '.join(omitted)}.")
+                parts.append(f"{task}, not shown: {'; '.join(omitted)}.")
         if parts[-1] == "## Time":
             parts.pop()
     if covered:
@@ -571,7 +635,7 @@ def main(options: Options) -> Path:
         parts.append("## Ablations")
         if rows := {task: list(runs.values()) for task, runs in varied.items() if task in returns}:
             tables["ablations"] = returns_table(rows)
-            parts += ["Of each task as far as the shortest of these runs was to go.", tables["ablations"]]
+            parts += [ABLATIONS, tables["ablations"]]
         for task, found in panels.items():
             draw_ablations(task, found, options.out / f"ablations-{slug[task]}.png")
             parts.append(f"![{task}](ablations-{slug[task]}.png)")

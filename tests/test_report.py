@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -56,8 +57,8 @@ def test_bootstrap_against_a_closed_form():
     low, high = report.bootstrap(values)
     assert low == pytest.approx(values.mean() - 1.96 * values.std() / 20, abs=0.02)
     assert high == pytest.approx(values.mean() + 1.96 * values.std() / 20, abs=0.02)
-    assert report.interval([4.0]) == "4"
-    assert report.interval([1.0, 5.0], digits=1) == "3.0 [1.0, 5.0]"
+    assert report.interval([4.0]) == "4.00"
+    assert report.interval([1.0, 5.0]) == "3.00 [1.00, 5.00]"
 
 
 def test_the_highest_evaluation_in_the_last_tenth(runs):
@@ -72,8 +73,9 @@ def test_the_highest_evaluation_in_the_last_tenth(runs):
 
 def test_differences_of_means(runs):
     """Two normal samples of two: 1 +- 4.303 sqrt(2/2 + 2/2), t(2) = 0.707 has p = 0.553. Single, dead and other runs: none."""
-    assert report.difference([1, 3], [0, 2]) == "+1 [-5, 7], p = 0.55"
-    assert report.difference([1, 1], [3, 3]) == "-2"
+    assert report.difference([1, 3], [0, 2]) == "+1.00 [-5.08, 7.08], p = 0.55"
+    assert report.difference([1, 1], [3, 3]) == "-2.00"
+    assert report.difference([1000, 1001], [0, 1]) == "+1000 [997, 1003], p < 0.01"
     for seed in (1, 2):
         make_run(runs, [0, 1] * 4 + [2 * seed, 2 * seed - 1], seed=seed, **V2)  # second halves: 0.2 + 0.8 seed
         make_run(runs, [0] * 8 + [0, 2 * seed - 2], seed=seed)
@@ -83,10 +85,10 @@ def test_differences_of_means(runs):
     text = (report.main(report.Options(tuple(runs.iterdir()), runs.parent / "out")) / "report.md").read_text()
     (row,) = [line for line in text.splitlines() if "p = " in line and line.startswith("|")]
     seconds = report.difference([1.0, 1.8], [0.0, 0.4])
-    assert row == f"| Hopper-v4 | DACERv2, T = 5 | DACER, T = 20 | +2 [-4, 8], p = 0.29 | {seconds} |"
+    assert row == f"| Hopper-v4 | DACERv2, T = 5 | DACER, T = 20 | +2.00 [-4.08, 8.08], p = 0.29 | {seconds} |"
     scores = [line.split(" | ")[1:7] for line in text.split("## Runs")[1].splitlines() if "| DACERv2" in line]
     assert scores == [["DACERv2, T = 5", seed, "10,000", "230,000", best, half] for seed, best, half in
-                      (("1", "2", "1"), ("2", "4", "2"))]  # fmt: skip
+                      (("1", "2.00", "1.00"), ("2", "4.00", "1.80"))]  # fmt: skip
 
 
 def test_dead_and_nan_runs_are_shown(runs):
@@ -99,7 +101,7 @@ def test_dead_and_nan_runs_are_shown(runs):
     out = report.main(report.Options(tuple(runs.iterdir()), runs.parent / "out"))
     text = (out / "report.md").read_text()
     assert "| nan |" in text
-    assert "| 3 at 3,000, nan at 10,000 | 1 NaN, 1 stopped at 39%, seed 1 occurs 2 times |" in text
+    assert "| 3.00 at 3,000, nan at 10,000 | 1 NaN, 1 stopped at 39%, seed 1 occurs 2 times |" in text
 
 
 def test_runs_without_an_evaluation_are_shown(runs):
@@ -108,7 +110,7 @@ def test_runs_without_an_evaluation_are_shown(runs):
     make_run(runs, [], seed=2)
     make_run(runs, [], seed=3, **V2)
     text = (report.main(report.Options(tuple(runs.iterdir()), runs.parent / "out")) / "report.md").read_text()
-    assert "| Hopper-v4 | DACER, T = 20 | 1, 2 | 10,000 | nan | 2 | nan | 5 at 10,000, nan at 0 | " in text
+    assert "| Hopper-v4 | DACER, T = 20 | 1, 2 | 10,000 | nan | 0 to 2 | nan | 5.00 at 10,000, nan at 0 | " in text
     assert "| 1 complete, 1 not evaluated |" in text
     assert "| Hopper-v4 | DACERv2, T = 5 | 3 | 10,000 | nan | 0 | - | nan | 1 not evaluated |" in text
     assert text.count("| not evaluated |") == 2  # in the list of all runs
@@ -124,7 +126,7 @@ def test_lengths_are_not_mixed(runs):
     text = (report.main(report.Options(tuple(runs.iterdir()), runs.parent / "out")) / "report.md").read_text()
     assert "| Hopper-v4 | DACERv2, T = 5, updates = 10000 | 1, 2 | 10,000 | 100 [100, 100] | 2 | 0 | 100" in text
     assert "| Hopper-v4 | DACERv2, T = 5, updates = 20000 | 1, 2 | 20,000 | 200 [200, 200] | 3 | 0 | 200" in text
-    assert "| Hopper-v4 | DACER, T = 20 | 1 | 20,000 | 7 |" in text
+    assert "| Hopper-v4 | DACER, T = 20 | 1 | 20,000 | 7.00 |" in text
 
 
 def test_a_step_that_was_logged_twice(runs):
@@ -167,26 +169,100 @@ def test_groups(runs):
     assert {"DACERv2, T = 5, eta = 0", "DACERv2, T = 5, eta = 0.01"} <= names
 
 
-def test_ablations_are_compared_after_equally_many_updates(runs):
-    """They have a table of their own, up to where the shortest was to go; one that stopped or failed is shown there, too."""
-    for seed in (1, 2):
-        make_run(runs, [i * 10 for i in range(1, 11)], seed=seed, **V2)
-    make_run(runs, [7] * 5, **{**V2, "q_grad_weight": 0.0}, total_timesteps=130_000)
-    make_run(runs, [3] * 2, **{**V2, "diffusion_steps": 2}, total_timesteps=130_000)
-    make_run(runs, [8] * 4 + [float("nan")] * 3, **{**V2, "diffusion_steps": 10})
-    make_run(runs, [9] * 10)
+def ablation_rows(runs):
     text = (report.main(report.Options(tuple(runs.iterdir()), runs.parent / "out")) / "report.md").read_text()
     main, rest = text.split("## Ablations")
-    assert "| Hopper-v4 | DACERv2, T = 5 | 1, 2 | 10,000 | 100 [100, 100] | 2 | 0 | 100 [100, 100] | complete |" in main
-    assert "| Hopper-v4 | DACER, T = 20 | 1 | 10,000 | 9 |" in main
-    assert "eta = 0" not in main
-    rows = [line for line in rest.split("## Runs")[0].splitlines() if line.startswith("| Hopper")]
-    assert sorted(rows) == [
-        "| Hopper-v4 | DACERv2, T = 10 | 1 | 5,000 | nan | 1 | - | nan | 1 NaN |",
-        "| Hopper-v4 | DACERv2, T = 2 | 1 | 5,000 | nan | 0 | - | 3 | 1 stopped at 54% |",
-        "| Hopper-v4 | DACERv2, T = 5 | 1, 2 | 5,000 | 50 [50, 50] | 1 | 0 | 50 [50, 50] | complete |",
-        "| Hopper-v4 | DACERv2, T = 5, eta = 0 | 1 | 5,000 | 7 | 1 | - | 7 | complete |",
+    rows = sorted(line for line in rest.split("## Runs")[0].splitlines() if line.startswith("| Hopper"))
+    return main, [row.removeprefix("| Hopper-v4 | ") for row in rows]
+
+
+def test_ablations_are_compared_after_equally_many_updates(runs):
+    """They have a table of their own, up to where two were to go; one that stopped or failed is shown there, too."""
+    for seed in (1, 2):
+        make_run(runs, [i * 100 for i in range(1, 11)], seed=seed, **V2)
+    make_run(runs, [700] * 5, **{**V2, "q_grad_weight": 0.0}, total_timesteps=130_000)
+    make_run(runs, [300] * 2, **{**V2, "diffusion_steps": 2}, total_timesteps=130_000)
+    make_run(runs, [800] * 4 + [float("nan")] * 3, **{**V2, "diffusion_steps": 10})
+    make_run(runs, [600] * 5 + [float("nan")] * 3, **{**V2, "diffusion_steps": 10}, seed=2, total_timesteps=190_000)
+    make_run(
+        runs, [100] * 2, **{**V2, "diffusion_steps": 20, "q_grad_weight": 0.0}, total_timesteps=70_000
+    )  # in no panel
+    make_run(runs, [900] * 10)
+    main, rows = ablation_rows(runs)
+    assert (
+        "| Hopper-v4 | DACERv2, T = 5 | 1, 2 | 10,000 | 1000 [1000, 1000] | 2 | 0 | 1000 [1000, 1000] | complete |"
+        in main
+    )
+    assert "| Hopper-v4 | DACER, T = 20 | 1 | 10,000 | 900 |" in main
+    assert "| Hopper-v4 | DACERv2, T = 20, eta = 0 | 1 | 2,000 | 100 |" in main
+    assert "| Hopper-v4 | DACERv2, T = 5, eta = 0 | 1 | 5,000 | 700 |" in main
+    assert "DACERv2, T = 10 " not in main
+    assert rows == [
+        "DACERv2, T = 10 | 1 | 10,000 | nan | 0 | - | nan | 1 NaN |",
+        "DACERv2, T = 5 | 1, 2 | 10,000 | 1000 [1000, 1000] | 2 | 0 | 1000 [1000, 1000] | complete |",
     ]
+
+
+def test_a_short_trial_does_not_shorten_the_ablations(runs):
+    """It stays in the table of returns; nor does it shorten the figure of times against returns, whose groups are longer."""
+    for changes in (V2, {**V2, "q_grad_weight": 0.0}):
+        for seed in (1, 2):
+            make_run(runs, [500] * 10, seed=seed, **changes)
+    make_run(runs, [50] * 3, **V2, total_timesteps=90_000)
+    make_run(runs, [700] * 10)
+    make_run(runs, [60] * 3, diffusion_steps=5, total_timesteps=90_000)
+    main, rows = ablation_rows(runs)
+    assert rows == [
+        "DACERv2, T = 5 | 1, 2 | 10,000 | 500 [500, 500] | 2 | 0 | 500 [500, 500] | complete |",
+        "DACERv2, T = 5, eta = 0 | 1, 2 | 10,000 | 500 [500, 500] | 2 | 0 | 500 [500, 500] | complete |",
+    ]
+    assert "| Hopper-v4 | DACERv2, T = 5, updates = 3000 | 1 | 3,000 | 50.0 | 1 | - | 50.0 | complete |" in main
+    assert "![Hopper-v4: time against return](cost-Hopper-v4.png)" in main
+    assert "Hopper-v4, not shown: DACERv2, T = 5, updates = 3000 (3,000 updates); DACER, T = 5 (3,000 updates)." in main \
+        or "Hopper-v4, not shown: DACER, T = 5 (3,000 updates); DACERv2, T = 5, updates = 3000 (3,000 updates)." in main  # fmt: skip
+
+
+def test_a_shortened_run(runs):
+    """Its name, its state and its numbers are those of a run of that length; another pace of alpha is named."""
+    make_run(runs, [500] * 10, seed=1, **V2, entropy_interval=67)
+    make_run(runs, [510] * 20, seed=2, **V2, entropy_interval=67, total_timesteps=430_000)
+    make_run(runs, [520] * 12 + [float("nan")] * 3, seed=3, **V2, entropy_interval=67, total_timesteps=430_000)
+    make_run(runs, [600] * 10, **{**V2, "q_grad_weight": 0.0}, entropy_interval=400)
+    _, rows = ablation_rows(runs)
+    assert rows == [
+        "DACERv2, T = 5, entropy_interval = 67 | 1, 2, 3 | 10,000 | 510 [500, 520] | 2 | 10 | 510 [500, 520] | complete |",
+        "DACERv2, T = 5, eta = 0, entropy_interval = 400 | 1 | 10,000 | 600 | 2 | - | 600 | complete |",
+    ]
+
+
+def test_highest_of_unequally_many_evaluations(runs):
+    """It is not compared: the highest of more, or of noisier, evaluations is higher."""
+    for seed in (1, 2):
+        make_run(runs, [100] * 10, seed=seed)
+        make_run(runs, [100] * 20, seed=seed, every=500, diffusion_steps=5)
+        make_run(runs, [100] * 10, seed=seed, eval_episodes=1, diffusion_steps=10)
+        make_run(runs, [100] * 10, seed=seed, eval_episodes=10, diffusion_steps=2)
+    text = (report.main(report.Options(tuple(runs.iterdir()), runs.parent / "out")) / "report.md").read_text()
+    rows = [line.split(" | ")[1:] for line in text.splitlines() if line.endswith(("| +0.00 |", "| +0 |"))]
+    assert {(*sorted(row[:2]), row[2]) for row in rows} == {
+        ("DACER, T = 2", "DACER, T = 5", "-"), ("DACER, T = 10", "DACER, T = 2", "-"), ("DACER, T = 2", "DACER, T = 20", "+0"),
+        ("DACER, T = 10", "DACER, T = 5", "-"), ("DACER, T = 20", "DACER, T = 5", "-"), ("DACER, T = 10", "DACER, T = 20", "-"),
+    }  # fmt: skip
+
+
+def test_logs_of_other_code(runs):
+    """With a label they take part, whatever else their arguments call by our names; with neither label nor T they do not."""
+    make_run(runs, [1, 2], **{**V2, "diffusion_steps": 20})
+    other = make_run(runs, [1, 2], label="theirs", q_grad_weight=0.3)
+    args = json.loads((other / "args.json").read_text())
+    del args["diffusion_steps"]
+    (other / "args.json").write_text(json.dumps({**args, "env_kwargs": {}}))
+    found = [report.read_run(path) for path in sorted(runs.iterdir())]
+    report.name_groups(found)
+    assert set(report.groups_of(found)) == {"DACERv2, T = 20", "theirs"}
+    del args["label"]
+    (other / "args.json").write_text(json.dumps(args))
+    assert report.read_run(other) is None
 
 
 def test_seeds_of_unequal_length(runs):
@@ -267,7 +343,13 @@ def test_the_whole_report(runs):
 def test_the_readme_says_what_the_report_says(tmp_path):
     """Its tables between the report's marks are those of the runs in this repository."""
     text = (ROOT / "README.md").read_text()
-    written = (report.main(report.Options(out=tmp_path)) / "report.md").read_text()
+    # Of a clone whose user has trained, only the runs that came with it
+    listed = subprocess.run(
+        ["git", "-C", ROOT, "ls-files", "runs/*/args.json"], capture_output=True, text=True, check=False
+    ).stdout.split()
+    written = (
+        report.main(report.Options(tuple((ROOT / name).parent for name in listed), tmp_path)) / "report.md"
+    ).read_text()
     assert text.count("<!-- report: ") == text.count("<!-- end -->") > 0
     for part in text.split("<!-- report: ")[1:]:
         content = part.split("-->", 1)[1].split("<!-- end -->")[0].strip()
