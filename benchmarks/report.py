@@ -479,7 +479,7 @@ def ablations(runs: list[Run]) -> dict[str, list[Run]]:
 
 
 def draw_ablations(task: str, panels: dict[str, list[Run]], path: Path) -> None:
-    figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), 4), squeeze=False)
+    figure, axes = plt.subplots(1, len(panels), figsize=(7 * len(panels), 4), squeeze=False)
     for axis, (title, chosen) in zip(axes[0], panels.items()):
         draw_curves(axis, chosen, by_update=True)
         axis.set_title(f"{task}: {title}", loc="left", fontsize=10)
