@@ -193,9 +193,14 @@ def settings_of(run: Run) -> dict:
     return settings
 
 
+def is_v2(run: Run) -> bool:
+    """Whether this is a run of dacer_v2.py; what other code calls by its names says nothing."""
+    return "q_grad_weight" in run.args and "label" not in run.args
+
+
 def is_ablation(run: Run) -> bool:
     """Whether this is DACERv2 other than the papers have it: their figure 4 compares such runs."""
-    return "q_grad_weight" in run.args and "label" not in run.args and run.label != "DACERv2, T = 5"
+    return is_v2(run) and run.label != "DACERv2, T = 5"
 
 
 def name_groups(runs: list[Run]) -> None:
@@ -205,11 +210,7 @@ def name_groups(runs: list[Run]) -> None:
         settings = [settings_of(run) for run in same]
         names = {k for one in settings for k in one if any(other.get(k) != one[k] for other in settings)}
         if is_ablation(same[0]) and "eta = 0" not in label:  # its eta and c, where this task's runs vary them
-            guided = [
-                run
-                for run in runs
-                if run.task == task and run.label.startswith("DACERv2") and "eta = 0" not in run.label
-            ]
+            guided = [run for run in runs if run.task == task and is_v2(run) and "eta = 0" not in run.label]
             if len({run.args["q_grad_weight"] for run in guided}) > 1:
                 names.add("q_grad_weight")
             weighted = [run for run in guided if "w = 1" not in run.label]
@@ -458,7 +459,7 @@ def ablations(runs: list[Run]) -> dict[str, list[Run]]:
 
     All after equally many updates, without those that were to make fewer.
     """
-    v2 = [run for run in runs if "q_grad_weight" in run.args and "label" not in run.args]
+    v2 = [run for run in runs if is_v2(run)]
     guidance = [run for run in v2 if run.args["diffusion_steps"] == 5]
     steps = [run for run in v2 if run.label == f"DACERv2, T = {run.args['diffusion_steps']}"]
     panels = {"what guides the chain": guidance, "number of denoising steps": steps}
@@ -551,8 +552,8 @@ def fill(text: str, tables: dict[str, str]) -> str:
 def runs_table(runs: list[Run]) -> str:
     rows = []
     for run in runs:
-        covered, digits = "eval/coverage" in run.final, decimals([run.best()])
-        score = f"{run.final['eval/coverage']:.2f}" if covered else f"{run.best():.{digits}f}"
+        covered, digits = len(run.coverage) > 0, decimals([run.best()])
+        score = f"{run.final.get('eval/coverage', math.nan):.2f}" if covered else f"{run.best():.{digits}f}"
         rows.append([run.task, run.group, run.seed, f"{max(0, run.updates(run.trained)):,}", f"{run.trained:,}", score,
                      "-" if covered else f"{run.second_half():.{digits}f}", f"{run.hours:.1f}", run.state, run.path.name])  # fmt: skip
     header = [
