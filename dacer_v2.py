@@ -478,24 +478,25 @@ def mixture_entropy(actions: Tensor, max_iterations: int = 100, tolerance: float
     """
     S, n, d = actions.shape
     resp = kmeans(actions.float()).double()  # responsibilities (S, K, n)
-    x = actions.double() - actions.double().mean(1, keepdim=True)  # in single precision, thin covariances would fail
+    x = (actions.double() - actions.double().mean(1, keepdim=True)).mT  # (S, d, n); floats would fail thin covariances
     # Both steps of EM are linear in these features of a sample: 1, x, and the products x_i x_j of i <= j
     i, j = torch.triu_indices(d, d, device=x.device)
-    features = torch.cat([torch.ones_like(x[..., :1]), x, x[..., i] * x[..., j]], -1)  # (S, n, f)
+    features = torch.cat([torch.ones_like(x[:, :1]), x, x[:, i] * x[:, j]], 1)  # (S, f, n)
     times = torch.where(i == j, 1.0, 2.0)  # that x_i x_j occurs in a quadratic form
     square = torch.zeros(d, d, dtype=torch.long, device=x.device)  # from the products to a symmetric matrix
     square[i, j] = square[j, i] = torch.arange(len(i), device=x.device)
+    eye = torch.eye(d, device=x.device, dtype=x.dtype)
     entropy, states = x.new_zeros(S), torch.arange(S, device=x.device)
     moving = torch.ones(S, dtype=torch.bool, device=x.device)
     likelihood, change = x.new_full((S,), -math.inf), x.new_full((S,), math.inf)
     for _ in range(max_iterations + 1):
         # M-step: weights (S, K), means (S, K, d), Cholesky factors of the covariances (S, K, d, d)
-        sums = resp @ features
+        sums = (features @ resp.mT).mT  # (S, K, f); in this order twice as fast
         count = sums[..., 0] + 1e-12
         moments = sums[..., 1:] / count[..., None]
         weight, mean, second = count / n, moments[..., :d], moments[..., d:][..., square]
         covariance = second - mean[..., None] * mean[..., None, :]
-        factor = torch.linalg.cholesky(covariance + floor * torch.eye(d, device=x.device, dtype=x.dtype))
+        factor = torch.linalg.cholesky(covariance + floor * eye)
         half_log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # (S, K)
         h = 0.5 * d * math.log(2 * math.pi * math.e) + half_log_det
         entropy[states] = torch.where(moving, (torch.special.entr(weight) + weight * h).sum(-1), entropy[states])
@@ -503,13 +504,14 @@ def mixture_entropy(actions: Tensor, max_iterations: int = 100, tolerance: float
         if not moving.any():
             break
         # E-step: log(w_k N(x; mu_k, Sigma_k)) (S, K, n) and responsibilities
-        precision = torch.cholesky_inverse(factor)
+        inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
+        precision = inverse.mT @ inverse
         slope = (precision @ mean[..., None])[..., 0]  # (S, K, d)
         offset = weight.log() - half_log_det - 0.5 * ((slope * mean).sum(-1) + d * math.log(2 * math.pi))
         form = torch.cat([offset[..., None], slope, -0.5 * times * precision[..., i, j]], -1)  # (S, K, f)
-        log_prob = form @ features.mT
-        log_sum = log_prob.logsumexp(1)  # (S, n)
-        resp = (log_prob - log_sum[:, None]).exp()
+        log_prob = form @ features
+        resp = log_prob.softmax(1)
+        log_sum = log_prob.amax(1) - resp.amax(1).log()  # (S, n), the logarithm of the softmax's denominator
         change, likelihood = log_sum.mean(-1) - likelihood, log_sum.mean(-1)
         if 2 * moving.sum() < len(moving):  # drop the states that have stopped
             features, resp, states = features[moving], resp[moving], states[moving]
@@ -518,6 +520,8 @@ def mixture_entropy(actions: Tensor, max_iterations: int = 100, tolerance: float
 
 
 # -------------------------------------------------------------------------------------------------- losses and update
+
+WHOLE_GRAPH_STEPS = 10  # the largest T whose losses and gradients are compiled as one graph
 
 
 class Draws(NamedTuple):
@@ -547,13 +551,17 @@ class Agent(nn.Module):
         self.critic_optimizer = adam(self.critic.parameters(), args.learning_rate)
         self.alpha_optimizer = adam([self.log_alpha], args.alpha_lr)
         self.optimizers = self.policy_optimizer, self.critic_optimizer, self.alpha_optimizer  # in a checkpoint's order
-        if args.compile:  # each step of the chain is compiled once, not T times
-            step = self.policy.denoise_step
-            self.policy.denoise_step = torch.compiler.nested_compile_region(lambda *inputs: step(*inputs))
         compiled = partial(torch.compile, fullgraph=True, dynamic=False, options={"size_asserts": False})
         compiled = compiled if args.compile else lambda function: function
+        # One graph of all gradients is a tenth faster, but compiles a long chain for minutes; of that, each step just once
+        if args.compile and args.diffusion_steps <= WHOLE_GRAPH_STEPS:
+            torch._dynamo.config.trace_autograd_ops = True
+            self.gradients = compiled(self.gradients)
+        elif args.compile:
+            step = self.policy.denoise_step
+            self.policy.denoise_step = torch.compiler.nested_compile_region(lambda *inputs: step(*inputs))
+            self.critic_loss, self.policy_loss = compiled(self.critic_loss), compiled(self.policy_loss)
         self.sample_actions = compiled(self.policy.forward)
-        self.critic_loss, self.policy_loss = compiled(self.critic_loss), compiled(self.policy_loss)
 
     def noise_std(self) -> Tensor:
         """Standard deviation alpha * lambda of the exploration noise."""
@@ -601,9 +609,14 @@ class Agent(nn.Module):
         stats = {"qf{}_loss": loss.detach(), "qf{}_values": m.mean(1), "qf{}_std": mean_std, "omega{}": omega}
         return loss.sum(), omega, stats
 
+    def fixed_critic(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """The critics' means and stds, (2, B) each, without a gradient for their parameters: as the policy is judged."""
+        parameters = {name: parameter.detach() for name, parameter in self.critic.named_parameters()}
+        return torch.func.functional_call(self.critic, parameters, (obs, action))
+
     def q_gradient(self, obs: Tensor, action: Tensor) -> Tensor:
         """grad_a min(m_1, m_2)(s, a), (B, d), for obs (B, obs_dim) and actions (B, d); no gradient flows through it."""
-        return torch.func.grad(lambda a: self.critic(obs, a)[0].amin(0).sum())(action.detach()).detach()
+        return torch.func.grad(lambda a: self.fixed_critic(obs, a)[0].amin(0).sum())(action.detach()).detach()
 
     def q_gradient_loss(
         self, obs: Tensor, context: tuple[Tensor, Tensor], chain: list[Tensor], t: Tensor
@@ -630,7 +643,7 @@ class Agent(nn.Module):
         context = self.policy.context(batch.obs)
         chain = self.policy.denoise(context, draws.noise)
         action = (chain[-1] + self.noise_std() * draws.noise[-1]).clamp(-1, 1)
-        loss = q_loss = -self.critic(batch.obs, action)[0].amin(0).mean()
+        loss = q_loss = -self.fixed_critic(batch.obs, action)[0].amin(0).mean()
         stats = {"q_loss": q_loss.detach()}
         if self.args.q_grad_weight > 0:
             q_grad_loss, q_grad_stats = self.q_gradient_loss(batch.obs, context, chain, draws.t)
@@ -647,24 +660,31 @@ class Agent(nn.Module):
             actions.append(self.sample_actions(part[:, None], noise, self.noise_std()))
         return mixture_entropy(torch.cat(actions)).mean()
 
+    def gradients(
+        self, batch: Batch, draws: Draws, delayed: bool
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor, dict[str, Tensor]]:
+        """Gradients of the critics' loss and, if `delayed`, of the policy's, by parameter; new omega (2,); statistics."""
+        loss, omega, stats = self.critic_loss(batch, draws)
+        critic_gradients, policy_gradients = torch.autograd.grad(loss, list(self.critic.parameters())), ()
+        if delayed:
+            loss, policy_stats = self.policy_loss(batch, draws)
+            policy_gradients = torch.autograd.grad(loss, list(self.policy.parameters()))
+            stats = stats | policy_stats
+        return critic_gradients, policy_gradients, omega, stats
+
     def update(self, batch: Batch, draws: Draws, step: int) -> dict[str, Tensor]:
         """One update of policy, critics and targets, the `step`-th from 0. Returns statistics.
 
         All gradients are taken before the first parameter moves: the policy is judged by the critics from before.
         """
         delayed = step % self.args.policy_frequency == 0
-        loss, omega, stats = self.critic_loss(batch, draws)
+        critic_gradients, policy_gradients, omega, stats = self.gradients(batch, draws, delayed)
         self.omega.copy_(omega)
-        self.critic_optimizer.zero_grad()
-        loss.backward()
+        for network, gradients in ((self.critic, critic_gradients), (self.policy, policy_gradients)):
+            for parameter, gradient in zip(network.parameters(), gradients):
+                parameter.grad = gradient.contiguous()  # fused Adam takes that for granted
         if delayed:
-            self.critic.requires_grad_(False)  # the policy loss asks for the policy's gradient only
-            loss, policy_stats = self.policy_loss(batch, draws)
-            self.policy_optimizer.zero_grad()
-            loss.backward()
-            self.critic.requires_grad_(True)
             self.policy_optimizer.step()
-            stats |= policy_stats
         self.critic_optimizer.step()
         if delayed:
             with torch.no_grad():

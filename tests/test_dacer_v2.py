@@ -183,7 +183,7 @@ MAY_DROP = {
     "        return Draws(self.policy.draw_noise(batch_size), z, self.policy.draw_noise(batch_size))",
     '        """L_q = -mean min(m_1, m_2)(s, a) of actions with exploration noise, and statistics."""',
     "        action = self.policy(batch.obs, draws.noise, self.noise_std())",
-    "        loss = -self.critic(batch.obs, action)[0].amin(0).mean()",
+    "        loss = -self.fixed_critic(batch.obs, action)[0].amin(0).mean()",
     '        return loss, {"actor_loss": loss.detach()}',
 }
 

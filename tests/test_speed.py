@@ -45,8 +45,13 @@ def test_nothing_is_compiled_after_the_first_two_updates(algo):
             agent.act(np.zeros((4, 3)))
 
 
-def test_a_compiled_agent_computes_the_same(algo):
-    """Losses and gradients, with the Q-gradient's full weight. (test_golden compares both with recorded numbers.)"""
+@pytest.mark.parametrize("steps", [1, 10])
+def test_a_compiled_agent_computes_the_same(algo, monkeypatch, steps):
+    """Losses and gradients, in one graph and in several, with the Q-gradient's full weight.
+
+    (test_golden compares with recorded numbers: T = 5 in one graph, T = 20 in several.)
+    """
+    monkeypatch.setattr(algo, "WHOLE_GRAPH_STEPS", steps)
     results = []
     for compile in (False, True):
         agent, batch = make_agent(algo, compile), make_batch(algo)
@@ -54,10 +59,11 @@ def test_a_compiled_agent_computes_the_same(algo):
             agent.args.q_grad_weight = 1.0
         if compile:
             with torch.compiler.set_stance("fail_on_recompile"), pytest.raises(RuntimeError, match="recompile"):
-                agent.critic_loss(batch, agent.draw(8))
+                agent.update(batch, agent.draw(8), 0)
         torch.manual_seed(2)
         stats = agent.update(batch, agent.draw(8), 0)
         gradients = {name: parameter.grad for name, parameter in agent.named_parameters() if parameter.grad is not None}
+        assert all(gradient.is_contiguous() for gradient in gradients.values())  # fused Adam takes that for granted
         results.append(stats | gradients)
     assert len(results[0]) > 20
     for name, eager in results[0].items():
