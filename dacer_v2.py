@@ -80,7 +80,7 @@ class Args:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda if there is one"""
     compile: bool = True
-    """compile losses and action sampling with torch.compile: half a minute at the first start, twice as fast from then on"""
+    """compile gradients and action sampling with torch.compile: a minute at the first start, twice as fast from then on"""
     tf32: bool = False
     """on CUDA: matrix products in TF32, faster and less precise"""
     exp_name: str = ALGORITHM
@@ -478,7 +478,8 @@ def mixture_entropy(actions: Tensor, max_iterations: int = 100, tolerance: float
     """
     S, n, d = actions.shape
     resp = kmeans(actions.float()).double()  # responsibilities (S, K, n)
-    x = (actions.double() - actions.double().mean(1, keepdim=True)).mT  # (S, d, n); floats would fail thin covariances
+    x = actions.double().mT  # (S, d, n); in single precision, thin covariances would fail
+    x = x - x.mean(-1, keepdim=True)
     # Both steps of EM are linear in these features of a sample: 1, x, and the products x_i x_j of i <= j
     i, j = torch.triu_indices(d, d, device=x.device)
     features = torch.cat([torch.ones_like(x[:, :1]), x, x[:, i] * x[:, j]], 1)  # (S, f, n)
@@ -511,7 +512,7 @@ def mixture_entropy(actions: Tensor, max_iterations: int = 100, tolerance: float
         form = torch.cat([offset[..., None], slope, -0.5 * times * precision[..., i, j]], -1)  # (S, K, f)
         log_prob = form @ features
         resp = log_prob.softmax(1)
-        log_sum = log_prob.amax(1) - resp.amax(1).log()  # (S, n), the logarithm of the softmax's denominator
+        log_sum = log_prob.amax(1) - resp.amax(1).log()  # (S, n), log sum_k exp(log_prob): the log-likelihoods
         change, likelihood = log_sum.mean(-1) - likelihood, log_sum.mean(-1)
         if 2 * moving.sum() < len(moving):  # drop the states that have stopped
             features, resp, states = features[moving], resp[moving], states[moving]
@@ -553,11 +554,10 @@ class Agent(nn.Module):
         self.optimizers = self.policy_optimizer, self.critic_optimizer, self.alpha_optimizer  # in a checkpoint's order
         compiled = partial(torch.compile, fullgraph=True, dynamic=False, options={"size_asserts": False})
         compiled = compiled if args.compile else lambda function: function
-        # One graph of all gradients is a tenth faster, but compiles a long chain for minutes; of that, each step just once
-        if args.compile and args.diffusion_steps <= WHOLE_GRAPH_STEPS:
-            torch._dynamo.config.trace_autograd_ops = True
-            self.gradients = compiled(self.gradients)
-        elif args.compile:
+        if args.compile and args.diffusion_steps <= WHOLE_GRAPH_STEPS:  # all gradients as one graph: a tenth faster
+            with_autograd = torch._dynamo.config.patch(trace_autograd_ops=True)
+            self.gradients = with_autograd(compiled(self.gradients))
+        elif args.compile:  # that graph would take minutes to compile: each loss by itself, the chain's step just once
             step = self.policy.denoise_step
             self.policy.denoise_step = torch.compiler.nested_compile_region(lambda *inputs: step(*inputs))
             self.critic_loss, self.policy_loss = compiled(self.critic_loss), compiled(self.policy_loss)
@@ -610,7 +610,7 @@ class Agent(nn.Module):
         return loss.sum(), omega, stats
 
     def fixed_critic(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """The critics' means and stds, (2, B) each, without a gradient for their parameters: as the policy is judged."""
+        """The critics' means and stds, (2, B) each; gradients flow to the action, but not to the critics' parameters."""
         parameters = {name: parameter.detach() for name, parameter in self.critic.named_parameters()}
         return torch.func.functional_call(self.critic, parameters, (obs, action))
 
@@ -680,8 +680,8 @@ class Agent(nn.Module):
         delayed = step % self.args.policy_frequency == 0
         critic_gradients, policy_gradients, omega, stats = self.gradients(batch, draws, delayed)
         self.omega.copy_(omega)
-        for network, gradients in ((self.critic, critic_gradients), (self.policy, policy_gradients)):
-            for parameter, gradient in zip(network.parameters(), gradients):
+        for network, its_gradients in ((self.critic, critic_gradients), (self.policy, policy_gradients)):
+            for parameter, gradient in zip(network.parameters(), its_gradients):  # the policy has none if not delayed
                 parameter.grad = gradient.contiguous()  # fused Adam takes that for granted
         if delayed:
             self.policy_optimizer.step()
@@ -1124,7 +1124,7 @@ def main(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
     if args.save_replay_buffer and (size := sum(stored.nbytes for stored in buffer.data)) > 1e9:
         print(f"a checkpoint takes up to {size / 1e9:.1f} GB; --no-save-replay-buffer leaves the replay buffer out")
     if args.compile:
-        print("the first updates are compiled: half a minute, or seconds if that was done here before")
+        print("the first updates are compiled: up to a minute, or seconds if that was done here before")
     if checkpoint is None:
         run.open_curves()
         with suppress(OSError):  # of which the first checkpoint will tell

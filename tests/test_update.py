@@ -116,14 +116,15 @@ def test_policy_gradient_flows_through_the_whole_chain(algo):
 
 
 def test_policy_loss_leaves_the_critics_alone(algo):
-    """An update's critic gradient is that of the critic loss alone."""
+    """An update's critic gradient is that of the critic loss alone; the policy loss has none for the critics."""
     agent, batch = make_agent(algo), make_batch(algo)
     draws = agent.draw(64)
     expected = torch.autograd.grad(agent.critic_loss(batch, draws)[0], list(agent.critic.parameters()))
     agent.update(batch, draws, 0)
     for parameter, gradient in zip(agent.critic.parameters(), expected):
         torch.testing.assert_close(parameter.grad, gradient)
-        assert parameter.requires_grad
+    loss, critics = agent.policy_loss(batch, draws)[0], list(agent.critic.parameters())
+    assert not any(g is not None for g in torch.autograd.grad(loss, critics, allow_unused=True))
 
 
 def test_replay_buffer_is_a_ring(algo):
