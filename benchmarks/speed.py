@@ -50,8 +50,8 @@ class Options:
     """numbers of diffusion steps T"""
     modes: tuple[Literal["eager", "compiled"], ...] = ("eager", "compiled")
     """without and with --compile"""
-    repeats: int = 3
-    """turns that every contestant takes"""
+    repeats: int = 6
+    """turns that every contestant takes; short ones, so that a busy second of the machine meets all of them alike"""
     device: Literal["cpu", "cuda"] = "cpu"
     """where to compute"""
     json: Path | None = None
@@ -141,11 +141,11 @@ class Contestant:
 
     def take_turn(self) -> None:
         measured = {
-            "even": seconds(lambda: self.update(0), 6, self.device),
-            "odd": seconds(lambda: self.update(1), 6, self.device),
-            "act_1": seconds(lambda: self.act(1), 100, self.device),
-            "act_20": seconds(lambda: self.act(20), 50, self.device),
-            "loop": seconds(self.iteration, 4, self.device),
+            "even": seconds(lambda: self.update(0), 3, self.device),
+            "odd": seconds(lambda: self.update(1), 3, self.device),
+            "act_1": seconds(lambda: self.act(1), 40, self.device),
+            "act_20": seconds(lambda: self.act(20), 20, self.device),
+            "loop": seconds(self.iteration, 2, self.device),
         }
         for name, durations in measured.items():
             self.durations.setdefault(name, []).extend(durations)
