@@ -1,12 +1,12 @@
 """DACERv2: Diffusion Actor-Critic with Entropy Regulator and a Q-gradient field, in one file.
 
 Y. Wang et al., "Enhanced DACER Algorithm with High Diffusion Efficiency", 2025 (arXiv:2505.23426), after
-Y. Wang et al., "Diffusion Actor-Critic with Entropy Regulator", NeurIPS 2024 (arXiv:2405.15177). Critic: J. Duan et al.,
-"Distributional Soft Actor-Critic with Three Refinements" (arXiv:2310.05858).
+Y. Wang et al., "Diffusion Actor-Critic with Entropy Regulator", NeurIPS 2024 (arXiv:2405.15177). Critic: DSAC,
+J. Duan et al., "Distributional Soft Actor-Critic with Three Refinements" (arXiv:2310.05858).
 
-The policy is the reverse process of a diffusion model; it denoises x_T ~ N(0, I) in T steps, given the state s:
+The policy is the reverse process of a diffusion model; it denoises x_T ~ N(0, I) in steps t = T..1, given the state s:
 
-    x0_hat  = clip(x_t / sqrt(abar_t) - sqrt(1 / abar_t - 1) eps_theta(x_t, s, t), -1, 1)
+    x0_hat  = clip(x_t / sqrt(abar_t) - sqrt(1 / abar_t - 1) eps_theta(s, x_t, t), -1, 1)
     x_{t-1} = x0_hat beta_t sqrt(abar_{t-1}) / (1 - abar_t)  +  x_t (1 - abar_{t-1}) sqrt(1 - beta_t) / (1 - abar_t)
               +  1[t > 1] sqrt(beta_t (1 - abar_{t-1}) / (1 - abar_t)) N(0, I)
     a       = clip(x_0 + alpha lambda N(0, I), -1, 1)                             exploration noise: off in evaluation
@@ -17,37 +17,32 @@ Every update, on a batch (s, a, r, s') and with all gradients at the parameters 
 
     critics:  y = reward_scale r + gamma (1 - terminated) min_i m_i'(s', a'), a' ~ policy(s'), in the DSAC loss below
     policy:   minimise -min_i m_i(s, a), a ~ policy(s), through all T steps                        every 2nd update
-              + eta |w(t) g / |g| + eps_theta(a_t, s, t)|^2, g = grad_a min_i m_i(s, a_t), w(t) = exp(c t + d),
+              + eta |w(t) g / |g| + eps_theta(s, a_t, t)|^2, g = grad_a min_i m_i(s, a_t), w(t) = exp(c t + d),
               at one random step t of that chain, with its state a_t: each step moves the action up the Q-gradient field
     targets:  Polyak averages of the critics                                                       every 2nd update
     alpha:    log_alpha <- log_alpha - Adam(H - H_target), with H the policy's entropy, estimated by a Gaussian
               mixture fitted to 200 actions of each state                            every entropy_interval updates
 """
 
-import atexit
-import dataclasses
 import json
 import math
-import multiprocessing
 import os
-import pickle
 import random
-import re
 import shutil
 import signal
+import subprocess
 import sys
-import time
 import traceback
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -60,215 +55,182 @@ from tqdm import tqdm
 
 ALGORITHM = "dacer_v2"
 
-# ----------------------------------------------------------------------------------------------------------- arguments
-
 
 @dataclass
 class Args:
-    env_id: str = "Hopper-v4"
-    """Gymnasium task with a bounded Box action space; `module:Name-v0` imports your module first"""
-    env_kwargs: str = "{}"
-    """JSON object of keyword arguments for gymnasium.make, e.g. '{"use_contact_forces": true}'"""
-    seed: int = 1
-    """seed of networks, noise, replay samples and environments"""
-    total_timesteps: int = 30_000_000
-    """environment steps of the whole run, warm-up included"""
-    num_envs: int = 20
-    """parallel environments; each vector step is followed by one update"""
-    async_envs: bool = False
-    """simulate every environment in a process of its own, during the update; its transitions join the next batch"""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda if there is one"""
-    compile: bool = True
-    """compile gradients and action sampling with torch.compile: a minute at the first start, then 1.4 to 2.2 times as fast"""
-    tf32: bool = False
-    """on CUDA: matrix products in TF32, faster and less precise"""
-    exp_name: str = ALGORITHM
-    """name of this experiment in the run's folder, runs/<env>__<exp_name>__<seed>__<time>"""
-
-    diffusion_steps: int = 5
-    """T, the number of denoising steps"""
-    q_grad_weight: float | None = None
-    """eta, the weight of the Q-gradient field objective; 0 is DACER with T steps; None: by task, see README"""
-    time_weight_c: float = 0.4
-    """c of the time weight w(t) = exp(c t + d), t = 1..T; c = d = 0: no temporal weighting"""
-    time_weight_d: float = -1.8
-    """d of the time weight"""
-    noise_scale: float | None = None
-    """lambda, the exploration noise's std is alpha * lambda; None: the paper's for the task, else 0.1"""
-    hidden_sizes: tuple[int, ...] | None = None
-    """widths of the hidden layers; None: the paper's for the task, else 256 256 256"""
-    learning_starts: int | None = None
-    """warm-up: environment steps with uniform random actions; None: the paper's for the task, else 30,000"""
-    learning_rate: float = 1e-4
-    """Adam step size of policy and critics"""
-    alpha_lr: float = 0.03
-    """Adam step size of log_alpha"""
-    entropy_interval: int | None = None
-    """updates between two steps of log_alpha; None: the task's, else a 150th of the run's updates"""
-    entropy_samples: int = 200
-    """actions drawn per state for the entropy estimate"""
-    batch_size: int = 256
-    """transitions per update"""
-    buffer_size: int = 1_000_000
-    """capacity of the replay buffer, in transitions"""
-    gamma: float = 0.99
-    """discount factor"""
-    tau: float = 0.005
-    """Polyak step of the target critics and of omega"""
-    reward_scale: float = 0.2
-    """rewards are multiplied by this before they are learned from"""
-    policy_frequency: int = 2
-    """policy and target critics are updated on every policy_frequency-th update"""
-
-    eval_interval: int = 15_000
-    """updates between two evaluations; one more follows the last update"""
-    eval_episodes: int = 10
-    """episodes per evaluation, without exploration noise"""
-    checkpoint_interval: int = 15_000
-    """updates between two checkpoints; each evaluation saves one too"""
-    save_replay_buffer: bool = True
-    """checkpoints hold the replay buffer; without it they are small, but a run cannot be resumed exactly"""
-    resume: str | None = None
-    """folder of an interrupted run to go on with; its arguments apply, of which only --total-timesteps may be raised"""
-    evaluate: str | None = None
-    """folder of a run whose policy is to be replayed on its task; of the others, only --device, --seed, --eval-episodes apply"""
-    capture_video: bool = False
-    """with --evaluate: record the first episode to <run>/videos (needs the package moviepy)"""
+    env_id: str = "Hopper-v4"  # Gymnasium task with a bounded Box of actions; module:Name-v0 imports your module first
+    env_kwargs: str = "{}"  # JSON object of the task's keyword arguments, e.g. '{"max_episode_steps": 1000}'
+    seed: int = 1  # of networks, noise, replay samples and environments
+    total_timesteps: int = 30_000_000  # environment steps of the whole run, warm-up included
+    num_envs: int = 20  # parallel environments; a step of all of them is followed by one update
+    async_envs: bool = False  # simulate each environment in a process of its own
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"  # of networks and replay buffer
+    compile: bool = True  # torch.compile: a minute or two at the first start, then up to twice as fast
+    exp_name: str = ALGORITHM  # part of the run's folder, runs/<env>__<exp_name>__<seed>__<time>
+    diffusion_steps: int = 5  # T
+    q_grad_weight: float | None = None  # eta of the Q-gradient field objective; 0: DACER with T steps; None: by task
+    time_weight_c: float = 0.4  # c of the time weight w(t) = exp(c t + d); c = d = 0: no temporal weighting
+    time_weight_d: float = -1.8  # d of the time weight
+    noise_scale: float | None = None  # lambda; this and the next three: by task if left out, see TASKS
+    hidden_sizes: tuple[int, ...] | None = None  # widths of the hidden layers of all networks
+    learning_starts: int | None = None  # warm-up: environment steps with uniform random actions
+    entropy_interval: int | None = None  # updates between two steps of log_alpha
+    entropy_samples: int = 200  # actions drawn per state for the entropy estimate
+    learning_rate: float = 1e-4  # Adam's, of policy and critics
+    alpha_lr: float = 0.03  # Adam's, of log_alpha
+    batch_size: int = 256  # transitions per update
+    buffer_size: int = 1_000_000  # transitions in the replay buffer
+    gamma: float = 0.99  # discount factor
+    tau: float = 0.005  # Polyak step of the target critics and of omega
+    reward_scale: float = 0.2  # rewards are multiplied by it before they are learned from
+    policy_frequency: int = 2  # policy and target critics are updated in every policy_frequency-th update
+    eval_interval: int = 15_000  # updates between two evaluations; one more follows the last update
+    eval_episodes: int = 10  # episodes per evaluation, without exploration noise; 0: no evaluation
+    checkpoint_interval: int = 5_000  # updates between two checkpoints, at which all environments are reset
+    resume: str | None = None  # folder of an interrupted run to go on with
+    evaluate: str | None = None  # folder (or best.pt) of a run whose policy is to be replayed, in --eval-episodes
+    capture_video: bool = False  # with --evaluate: record the first episode to <run>/videos (needs moviepy)
 
 
-# What the paper sets per task (MultiGoal's are ours), by the task's name without its version.
+# What the paper sets by task (MultiGoal's are ours), under the task's name without its version
 DEFAULTS = {"q_grad_weight": 0.01, "noise_scale": 0.1, "hidden_sizes": (256, 256, 256), "learning_starts": 30_000}
 TASKS = {
     "Humanoid": {"noise_scale": 0.15, "hidden_sizes": (512, 512, 512), "learning_starts": 200_000},
     "HalfCheetah": {"noise_scale": 0.15, "learning_starts": 200_000},
     "MultiGoal": {"q_grad_weight": 5.0, "entropy_interval": 1000},
 }
-BOUNDS = {
-    "seed": (0, 2**32 - 1), "total_timesteps": (1, math.inf), "num_envs": (1, math.inf), "diffusion_steps": (1, math.inf),
-    "q_grad_weight": (0.0, math.inf),
-    "noise_scale": (0.0, math.inf), "hidden_sizes": (1, math.inf), "learning_starts": (0, math.inf),
-    "learning_rate": (0.0, math.inf), "alpha_lr": (0.0, math.inf), "entropy_interval": (1, math.inf),
-    "entropy_samples": (3, math.inf), "batch_size": (1, math.inf), "buffer_size": (1, math.inf), "gamma": (0.0, 1.0),
-    "tau": (0.0, 1.0), "reward_scale": (0.0, math.inf), "policy_frequency": (1, math.inf), "eval_interval": (1, math.inf),
-    "eval_episodes": (1, math.inf), "checkpoint_interval": (1, math.inf),
-}  # fmt: skip
+EVAL_STEPS, TIMEOUT = 10_000, 600.0  # at which an evaluation's episodes are cut; seconds for a worker process's step
+LIMIT = """set a limit: --env-kwargs '{"max_episode_steps": 1000}'"""
+VERSION = 2  # of what a checkpoint holds
 
 
-def fail(message: str, code: int = 2) -> NoReturn:
-    """Ends the program with one line on stderr and an exit code: for mistakes of the user, not of the code."""
-    print(f"{Path(__file__).name}: error: {' '.join(message.split())}", file=sys.stderr)
-    raise SystemExit(code)
+class Mish(nn.Module):
+    """mish(x) = x tanh(softplus(x)) = x n / (n + 2), n = e^x (e^x + 2): compiled, far faster than nn.Mish on a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        e = x.clamp(max=20.0).exp()  # beyond 20 the quotient is 1
+        n = e * (e + 2)
+        return x * (n / (n + 2))
 
 
-def check_bounds(args: Args) -> None:
-    """Ends the program with a clear line if a number is out of its bounds."""
-    for name, (least, most) in BOUNDS.items():
-        value = getattr(args, name)
-        numbers = value if isinstance(value, tuple) else () if value is None else (value,)
-        if value == () or not all(least <= number <= most and math.isfinite(number) for number in numbers):
-            wanted = f"{least} or more" if most == math.inf else f"between {least} and {most}"
-            fail(f"--{name.replace('_', '-')} must be {wanted}, but it is {value}")
+def mlp(*sizes: int) -> nn.Sequential:
+    """Linear layers of these sizes with Mish between them; initial weights as in the official code."""
+    layers = []
+    for fan_in, fan_out in pairwise(sizes):
+        layer, std = nn.Linear(fan_in, fan_out), 1 / math.sqrt(fan_in)
+        nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
+        nn.init.zeros_(layer.bias)
+        layers += [layer, Mish()]
+    return nn.Sequential(*layers[:-1])
 
 
-def find_device(device: str) -> str:
-    """The device that `--device auto|cpu|cuda` means on this machine."""
-    if device == "cuda" and not torch.cuda.is_available():
-        fail("--device cuda: PyTorch finds no CUDA device here; use --device cpu")
-    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+class DiffusionPolicy(nn.Module):
+    """The reverse process of a variance-preserving diffusion as a policy; t = T..1 as in the equations above."""
+
+    def __init__(self, obs_dim: int, act_dim: int, hidden_sizes: tuple[int, ...], T: int, time_dim: int = 16):
+        super().__init__()
+        self.T, self.dims = T, (obs_dim, act_dim, time_dim)
+        self.time_mlp = mlp(time_dim, 2 * time_dim, time_dim)
+        self.eps_net = mlp(sum(self.dims), *hidden_sizes, act_dim)  # on [s, x_t, time embedding]
+        t, b_min, b_max = np.arange(1, T + 1), 0.1, 10.0  # bounds of the variance-preserving schedule
+        beta = 1 - np.exp(-b_min / T - (b_max - b_min) * (2 * t - 1) / (2 * T**2))
+        abar = np.cumprod(1 - beta)
+        schedule = np.stack([beta, abar, np.append(1.0, abar[:-1])], -1)  # (T, 3): beta_t, abar_t, abar_{t-1}
+        self.register_buffer("schedule", torch.from_numpy(schedule), persistent=False)
+        phase = (t - 1)[:, None] * 10_000.0 ** -(np.arange(time_dim // 2) / (time_dim // 2))  # zero-based in here alone
+        embedding = np.concatenate([np.sin(phase), np.cos(phase)], -1) / np.sqrt(time_dim)  # (T, time_dim)
+        self.register_buffer("time_embedding", torch.from_numpy(embedding).float(), persistent=False)
+
+    def context(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """What states obs (..., obs_dim) and t = 1..T add to eps_net's first layer, (..., H) and (T, H); once a chain."""
+        w_s, _, w_t = self.eps_net[0].weight.split(self.dims, 1)
+        return F.linear(obs, w_s, self.eps_net[0].bias), F.linear(self.time_mlp(self.time_embedding), w_t)
+
+    def eps_theta(self, s: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """The predicted noise eps_theta(s, x_t, t), (..., d), for x_t (..., d); s and t (..., H) are from `context`."""
+        w_x = self.eps_net[0].weight.split(self.dims, 1)[1]
+        return self.eps_net[1:](s + F.linear(x, w_x) + t)
+
+    def denoise_step(self, s: Tensor, x: Tensor, t: Tensor, schedule: Tensor, noise: Tensor) -> Tensor:
+        """x_{t-1} (..., d) from x_t and noise (..., d); s and t as in `eps_theta`, and the step's row of `schedule`."""
+        beta, abar, abar_prev = schedule.unbind()
+        x0 = (x / abar.sqrt() - (1 / abar - 1).sqrt() * self.eps_theta(s, x, t)).clamp(-1, 1)
+        mean = x0 * (beta * abar_prev.sqrt() / (1 - abar)) + x * ((1 - abar_prev) * (1 - beta).sqrt() / (1 - abar))
+        return mean + (beta * (1 - abar_prev) / (1 - abar)).sqrt() * noise  # without noise at t = 1
+
+    def denoise(self, context: tuple[Tensor, Tensor], noise: Tensor) -> list[Tensor]:
+        """The chain [x_0, ..., x_T], each (..., d), from the normals of `draw_noise`."""
+        s, times = context
+        chain = [noise[self.T].clone()]  # a copy, since the inputs of a compiled region may not overlap
+        for t in range(self.T, 0, -1):
+            chain.insert(0, self.denoise_step(s, chain[0], times[t - 1], self.schedule[t - 1], noise[t - 1]))
+        return chain
+
+    def forward(self, obs: Tensor, noise: Tensor, noise_std: float | Tensor = 0.0) -> Tensor:
+        """Actions (..., d) in [-1, 1] for obs (..., obs_dim); noise from `draw_noise`, noise_std = alpha lambda."""
+        return (self.denoise(self.context(obs), noise)[0] + noise_std * noise[0]).clamp(-1, 1)
+
+    def draw_noise(self, *rows: int, generator: torch.Generator | None = None) -> Tensor:
+        """A chain's normals (T + 1, *rows, d): x_T last, then those of steps t = T..2; the first is for exploration."""
+        return torch.randn(self.T + 1, *rows, self.dims[1], device=self.schedule.device, generator=generator)
 
 
-def num_iterations(args: Args) -> tuple[int, int]:
-    """Vector steps of the warm-up, and updates after it (one per vector step)."""
-    warmup = math.ceil(args.learning_starts / args.num_envs)
-    return warmup, args.total_timesteps // args.num_envs - warmup
+class TwinCritic(nn.Module):
+    """Two independent distributional critics: each gives the mean and std of the return's distribution."""
+
+    def __init__(self, obs_dim: int, act_dim: int, hidden_sizes: tuple[int, ...]):
+        super().__init__()
+        self.q1, self.q2 = (mlp(obs_dim + act_dim, *hidden_sizes, 2) for _ in range(2))
+
+    def forward(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and stds, (2, B) each, for obs (B, obs_dim) and actions (B, d)."""
+        x = torch.cat([obs, action], -1)
+        out = torch.stack([self.q1(x), self.q2(x)])  # (2, B, 2)
+        return out[..., 0], F.softplus(out[..., 1])
 
 
-def resolve(args: Args) -> Args:
-    """Checks the arguments and fills in those that depend on the task. Bad values end the program (exit code 2)."""
-    task = re.sub(r"-v\d+$", "", args.env_id.split(":")[-1])
-    filled = {**DEFAULTS, **TASKS.get(task, {})}
-    args = dataclasses.replace(args, **{k: v for k, v in filled.items() if getattr(args, k) is None})
-    check_bounds(args)
-    if not 2 * (args.time_weight_c * args.diffusion_steps + args.time_weight_d) < 80:
-        fail(f"w(t) = exp(c t + d) is too large at t = T = {args.diffusion_steps}; lower --time-weight-c, say to 2 / T")
-    if args.buffer_size < args.num_envs:
-        fail(f"--buffer-size {args.buffer_size} cannot hold one step of --num-envs {args.num_envs} environments")
-    updates = num_iterations(args)[1]
-    if updates < 1:
-        fail(f"--total-timesteps {args.total_timesteps} leaves no update after a warm-up of {args.learning_starts} steps; "
-             "raise it, or lower --learning-starts")  # fmt: skip
-    if args.async_envs and args.learning_starts < 1:
-        fail("--async-envs needs --learning-starts 1 or more: the first update comes before its own transitions")
-    entropy_interval = args.entropy_interval or max(1, round(updates / 150))
-    return dataclasses.replace(args, device=find_device(args.device), entropy_interval=entropy_interval)
+def mixture_entropy(actions: Tensor, K: int = 3) -> Tensor:
+    """DACER's estimate of the entropy (S,), in nats, of S distributions, from samples `actions` (S, n, d) of each.
 
-
-# -------------------------------------------------------------------------------------------------------- environments
-
-
-def make_envs(
-    args: Args, num_envs: int, asynchronous: bool = False, video_folder: Path | None = None
-) -> gym.vector.VectorEnv:
-    """Vector environment with flat observations. Done copies reset within the same step; `final_obs` keeps their end."""
-    kwargs, main_process = json.loads(args.env_kwargs), os.getpid()
-
-    def make_env(record: bool = False) -> gym.Env:
-        if os.getpid() != main_process:  # a worker: it ends when the main process tells it to, also after Ctrl-C
-            signal.signal(signal.SIGINT, signal.SIG_IGN), signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        env = gym.make(args.env_id, **kwargs | ({"render_mode": "rgb_array"} if record else {}))
-        if record:  # the first episode
-            env = gym.wrappers.RecordVideo(env, str(video_folder), lambda episode: episode == 0, disable_logger=True)
-        if not (isinstance(env.observation_space, gym.spaces.Box) and len(env.observation_space.shape) == 1):
-            env = gym.wrappers.FlattenObservation(env)
-        return env
-
-    if asynchronous:  # at exit Python would end its workers by the signal that they ignore, and wait for ever
-        atexit.register(lambda: [child.kill() for child in multiprocessing.active_children() if child.daemon])
-    vectorize = gym.vector.AsyncVectorEnv if asynchronous else gym.vector.SyncVectorEnv
-    makers = [partial(make_env, record=video_folder is not None and i == 0) for i in range(num_envs)]
-    return vectorize(makers, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
-
-
-def check_env(args: Args) -> None:
-    """Ends the program with a clear line if the task cannot be made or its spaces cannot be learned with."""
-    try:
-        kwargs = json.loads(args.env_kwargs)
-    except ValueError:
-        kwargs = None
-    if not isinstance(kwargs, dict):
-        fail(f"--env-kwargs must be a JSON object such as '{{\"key\": 1}}', but it is {args.env_kwargs!r}")
-    try:
-        envs = make_envs(args, num_envs=1)
-    except Exception as error:  # noqa: BLE001 - whatever a user's own environment raises is the user's to read
-        fail(f"cannot make --env-id {args.env_id} with --env-kwargs {args.env_kwargs}: {error}")
-    obs_space, action_space = envs.single_observation_space, envs.single_action_space
-    envs.close()
-    if not isinstance(obs_space, gym.spaces.Box):
-        fail(f"{args.env_id} has observations that do not flatten into one vector: {obs_space}")
-    if not isinstance(action_space, gym.spaces.Box) or not np.issubdtype(action_space.dtype, np.floating):
-        fail(f"{args.env_id} has the action space {action_space}; DACER needs a Box of real numbers")
-    if not action_space.is_bounded():
-        fail(f"{args.env_id} has unbounded actions, {action_space}; wrap it in gymnasium's RescaleAction or ClipAction")
-
-
-def to_env(action: Tensor, space: gym.spaces.Box) -> np.ndarray:
-    """Maps actions in [-1, 1]^d, (n, d), to the bounds of the environment's action space, (n, *space.shape)."""
-    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-    action = action.cpu().numpy().reshape(-1, *space.shape)
-    return np.clip(low + (action + 1.0) / 2.0 * (high - low), low, high).astype(space.dtype)
-
-
-def check_finite(**quantities: np.ndarray) -> None:
-    """FloatingPointError if one of these, (n, ...) for n environments, is NaN or too large for single precision."""
-    for name, values in quantities.items():
-        wrong = ~(np.abs(values) <= np.finfo(np.float32).max)  # NaN compares as false
-        if wrong.any():
-            i = wrong.reshape(len(wrong), -1).any(1).argmax()
-            raise FloatingPointError(f"{name} {values[i][wrong[i]].flat[0]} from environment {i} of {len(wrong)}")
-
-
-# ------------------------------------------------------------------------------------------------------- replay buffer
+    H = sum_k w_k (-log w_k + 0.5 log((2 pi e)^d |Sigma_k|)) of a Gaussian mixture fitted to all states at once, with
+    the start, floor (1e-6) and stopping rule (1e-3) of scikit-learn's GaussianMixture, which the official code takes.
+    """
+    x = actions.double()  # (S, n, d); in single precision, thin covariances would fail
+    S, n, d = x.shape
+    # k-means++ draws each next centre with probability ~ squared distance to the nearest so far; then k-means
+    centres = x[:, :1]  # the samples are in no order, the first is as good as any
+    for _ in range(K - 1):
+        chosen = torch.multinomial(torch.cdist(x, centres).amin(-1).square() + 1e-20, 1)  # (S, 1)
+        centres = torch.cat([centres, x.take_along_dim(chosen[..., None], 1)], 1)
+    for _ in range(10):
+        resp = F.one_hot(torch.cdist(x, centres).argmin(-1), K).to(x.dtype)  # responsibilities (S, n, K)
+        centres = resp.mT @ x / resp.sum(1)[..., None].clamp(min=1)
+    eye = torch.eye(d, dtype=x.dtype, device=x.device)
+    states, entropy = torch.arange(S, device=x.device), x.new_zeros(S)
+    likelihood, change = x.new_full((S,), -math.inf), x.new_full((S,), math.inf)
+    for _ in range(101):
+        # M-step: weights (S, K), means (S, K, d), Cholesky factors of the covariances (S, K, d, d)
+        count = resp.sum(1) + 1e-12
+        weight, mean = count / n, resp.mT @ x / count[..., None]
+        second = (resp.mT[..., None] * x[:, None]).mT @ x[:, None] / count[..., None, None]
+        factor = torch.linalg.cholesky(second - mean[..., None] * mean[..., None, :] + 1e-6 * eye)
+        half_log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        entropy[states] = (weight * (half_log_det - weight.log())).sum(-1) + 0.5 * d * math.log(2 * math.pi * math.e)
+        # Only states whose mean log-likelihood still changes go on
+        on = change >= 1e-3
+        if not on.any():
+            break
+        states, x, weight, mean, factor, half_log_det, likelihood = (
+            value[on] for value in (states, x, weight, mean, factor, half_log_det, likelihood)
+        )
+        # E-step: log(w_k N(x; mu_k, Sigma_k)) (S, K, n), but for a constant
+        whiten = torch.linalg.solve_triangular(factor, eye, upper=False).mT
+        z = x[:, None] @ whiten - mean[..., None, :] @ whiten  # (S, K, n, d)
+        log_prob = (weight.log() - half_log_det)[..., None] - 0.5 * z.square().sum(-1)
+        resp = log_prob.softmax(1).mT
+        previous, likelihood = likelihood, log_prob.logsumexp(1).mean(-1)
+        change = (likelihood - previous).abs()
+    return entropy.float()
 
 
 class Batch(NamedTuple):
@@ -279,947 +241,454 @@ class Batch(NamedTuple):
     terminated: Tensor  # (B,), 1 where the task ended; a time limit does not count
 
 
-class ReplayBuffer:
-    """Ring buffer of the latest `capacity` transitions on `device`; untouched pages of it take no memory on a CPU."""
-
-    def __init__(self, capacity: int, obs_dim: int, act_dim: int, device: str):
-        shapes = Batch((obs_dim,), (act_dim,), (), (obs_dim,), ())
-        self.data = Batch(*(torch.empty(capacity, *shape, device=device) for shape in shapes))
-        self.capacity, self.device, self.position = capacity, device, 0
-        self.size = torch.zeros((), dtype=torch.int64, device=device)  # on the device, where a CUDA graph reads it
-
-    def add(self, *transitions: np.ndarray | Tensor) -> None:
-        """Stores n transitions, given as the fields of `Batch` with n rows each."""
-        n = len(transitions[0])
-        rows = torch.arange(self.position, self.position + n, device=self.device) % self.capacity
-        for stored, new in zip(self.data, transitions):
-            stored[rows] = torch.as_tensor(new, device=self.device).to(stored.dtype)
-        self.position = (self.position + n) % self.capacity
-        self.size.add_(n).clamp_(max=self.capacity)
-
-    def sample(self, batch_size: int) -> Batch:
-        rows = (torch.rand(batch_size, dtype=torch.float64, device=self.device) * self.size).long()
-        return Batch(*(stored[rows] for stored in self.data))
-
-    def state_dict(self) -> dict[str, Any]:
-        """The stored transitions and the position in the ring, for a checkpoint."""
-        size = int(self.size)  # through NumPy, since torch.save would write the whole of a sliced tensor
-        return {"position": self.position, "data": [torch.from_numpy(x[:size].cpu().numpy()) for x in self.data]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Brings back what `state_dict` gave; RuntimeError if its sizes are others."""
-        self.position = state["position"]
-        self.size.fill_(len(state["data"][0]))
-        for stored, rows in zip(self.data, state["data"]):
-            stored[: len(rows)] = rows
-
-
-# -------------------------------------------------------------------------------------------------- policy and critics
-
-TIME_DIM = 16  # of the time embedding
-
-
-def linear(fan_in: int, fan_out: int) -> nn.Linear:
-    """Linear layer; weights from a normal of std 1/sqrt(fan_in) cut at 2 std, zero bias (the official initialisation)."""
-    layer = nn.Linear(fan_in, fan_out)
-    std = 1.0 / math.sqrt(fan_in)
-    nn.init.trunc_normal_(layer.weight, std=std, a=-2.0 * std, b=2.0 * std)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
-class Mish(torch.autograd.Function):
-    """mish(x) = x tanh(softplus(x)) = x n / (n + 2), n = e^x (e^x + 2): compiled, a fifth of F.mish's time on a CPU."""
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        e = x.clamp(max=20.0).exp()  # beyond 20 the quotient is 1
-        n = e * (e + 2)
-        return x * (n / (n + 2))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        x = x.clamp(max=20.0)
-        e = x.exp()
-        n = e * (e + 2)
-        r = 1 / (n + 2)
-        return grad * (n * r + x * (4 * e * (e + 1) * r * r))
-
-
-class MishLayer(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return Mish.apply(x)
-
-
-def mlp(*sizes: int) -> nn.Sequential:
-    """Linear layers of these sizes with Mish between them."""
-    layers = [module for fan_in, fan_out in pairwise(sizes) for module in (linear(fan_in, fan_out), MishLayer())]
-    return nn.Sequential(*layers[:-1])
-
-
-class DiffusionPolicy(nn.Module):
-    """The reverse process of a variance-preserving diffusion as a policy.
-
-    `t` is the ZERO-BASED step throughout: t = T - 1 denoises x_T, t = 0 yields x_0.
-    """
-
-    def __init__(self, obs_dim: int, act_dim: int, hidden_sizes: tuple[int, ...], diffusion_steps: int):
-        super().__init__()
-        self.dims, self.T = (obs_dim, act_dim, TIME_DIM), diffusion_steps
-        self.time_mlp = mlp(TIME_DIM, 2 * TIME_DIM, TIME_DIM)
-        self.eps_in = linear(sum(self.dims), hidden_sizes[0])  # on [s, x_t, time embedding]
-        self.eps_out = nn.Sequential(MishLayer(), mlp(*hidden_sizes, act_dim))
-
-        k = torch.arange(self.T, dtype=torch.float64)  # the paper's t - 1
-        b_min, b_max = 0.1, 10.0
-        beta = 1 - torch.exp(-b_min / self.T - (b_max - b_min) * (2 * k + 1) / (2 * self.T**2))
-        abar = torch.cumprod(1 - beta, 0)
-        abar_prev = F.pad(abar[:-1], (1, 0), value=1.0)
-        x0_from_xt, x0_from_eps = abar.rsqrt(), (1 / abar - 1).sqrt()
-        mean_from_x0 = beta * abar_prev.sqrt() / (1 - abar)
-        mean_from_xt = (1 - abar_prev) * (1 - beta).sqrt() / (1 - abar)
-        std = (beta * (1 - abar_prev) / (1 - abar)).sqrt()  # 0 at t = 0
-        schedule = torch.stack([x0_from_xt, x0_from_eps, mean_from_x0, mean_from_xt, std], -1)  # (T, 5)
-        self.register_buffer("schedule", schedule.float(), persistent=False)
-        phase = k[:, None] * 10_000.0 ** -(torch.arange(TIME_DIM // 2) / (TIME_DIM // 2))  # (T, TIME_DIM / 2)
-        embedding = torch.cat([phase.sin(), phase.cos()], -1) / math.sqrt(TIME_DIM)  # (T, TIME_DIM)
-        self.register_buffer("time_embedding", embedding.float(), persistent=False)
-
-    def context(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """What of the first layer stays the same along a chain: its products with s (..., H) and every time (T, H)."""
-        w_obs, _, w_time = self.eps_in.weight.split(self.dims, 1)
-        return F.linear(obs, w_obs, self.eps_in.bias), F.linear(self.time_mlp(self.time_embedding), w_time)
-
-    def noise_net(self, from_context: Tensor, x: Tensor) -> Tensor:
-        """eps_theta (..., d) from the first layer's products with state and time (..., H), and x (..., d)."""
-        return self.eps_out(from_context + F.linear(x, self.eps_in.weight.split(self.dims, 1)[1]))
-
-    def denoise_step(self, from_obs: Tensor, from_time: Tensor, x: Tensor, noise: Tensor, schedule: Tensor) -> Tensor:
-        """x_{t-1} (..., d) from x_t and noise (..., d), with step t's rows of `from_time` and `schedule`."""
-        x0_from_xt, x0_from_eps, mean_from_x0, mean_from_xt, std = schedule.unbind()
-        x0 = (x0_from_xt * x - x0_from_eps * self.noise_net(from_obs + from_time, x)).clamp(-1, 1)
-        return mean_from_x0 * x0 + mean_from_xt * x + std * noise
-
-    def denoise(self, context: tuple[Tensor, Tensor], noise: Tensor) -> list[Tensor]:
-        """The chain [x_T, ..., x_0] from normals (T + 1, ..., d): x_T, then each step's; the last step has std 0."""
-        from_obs, from_time = context
-        chain = [noise[0].clone()]  # (..., d); a copy, as the inputs of a compiled region may not overlap
-        for t in reversed(range(self.T)):
-            chain.append(self.denoise_step(from_obs, from_time[t], chain[-1], noise[self.T - t], self.schedule[t]))
-        return chain
-
-    def draw_noise(self, *rows: int, generator: torch.Generator | None = None) -> Tensor:
-        """The standard normals of one call of `forward`: (T + 1, *rows, d), the last is the exploration noise."""
-        device = self.time_embedding.device
-        return torch.randn(self.T + 1, *rows, self.dims[1], device=device, generator=generator)
-
-    def forward(self, obs: Tensor, noise: Tensor, noise_std: float | Tensor = 0.0) -> Tensor:
-        """Actions (..., d) in [-1, 1] for obs (..., obs_dim); `noise` from draw_noise, noise_std = alpha * lambda."""
-        return (self.denoise(self.context(obs), noise)[-1] + noise_std * noise[-1]).clamp(-1, 1)
-
-
-class TwinCritic(nn.Module):
-    """Two independent distributional critics: each gives the mean and std of the return's distribution."""
-
-    def __init__(self, obs_dim: int, act_dim: int, hidden_sizes: tuple[int, ...]):
-        super().__init__()
-        self.q1 = mlp(obs_dim + act_dim, *hidden_sizes, 2)
-        self.q2 = mlp(obs_dim + act_dim, *hidden_sizes, 2)
-
-    def forward(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Means and stds, (2, B) each, for obs (B, obs_dim) and actions (B, d)."""
-        x = torch.cat([obs, action], -1)
-        out = torch.stack([self.q1(x), self.q2(x)])  # (2, B, 2)
-        return out[..., 0], F.softplus(out[..., 1])
-
-
-# ------------------------------------------------------------------------------------------------- entropy of the policy
-
-
-NUM_COMPONENTS = 3  # K, of the mixture
-
-
-def kmeans(x: Tensor, trials: int = 3, max_iterations: int = 20) -> Tensor:
-    """Clusters the samples x (S, n, d) of each state: (S, K, n), 1 for members. Greedy k-means++, then Lloyd's steps."""
-    states = torch.arange(len(x), device=x.device)
-    centres = x[:, :1]  # (S, k, d); the samples are in no order, the first is as good as any
-    nearest = torch.cdist(centres, x)[:, 0].square()  # (S, n), squared distance to the nearest centre
-    for _ in range(NUM_COMPONENTS - 1):
-        # Candidates are drawn with probability ~ `nearest`; the one that lowers its sum most becomes a centre
-        mass = nearest.cumsum(-1)[:, None]  # (S, 1, n)
-        draw = torch.rand(len(x), trials, 1, device=x.device) * mass[..., -1:]
-        candidates = x[states[:, None], (mass <= draw).sum(-1).clamp(max=x.shape[1] - 1)]  # (S, trials, d)
-        lowered = torch.minimum(torch.cdist(candidates, x).square(), nearest[:, None])  # (S, trials, n)
-        best = lowered.sum(-1).argmin(-1)
-        centres, nearest = torch.cat([centres, candidates[states, best][:, None]], 1), lowered[states, best]
-    for _ in range(max_iterations):
-        closeness = centres @ x.mT - 0.5 * centres.square().sum(-1, keepdim=True)  # (S, K, n), up to a term of x alone
-        closest = closeness == closeness.amax(1, keepdim=True)
-        member = (closest & (closest.cumsum(1) == 1)).to(x.dtype)  # of equally close centres, the first
-        count = member.sum(-1, keepdim=True)
-        previous, centres = centres, torch.where(count > 0, member @ x / count.clamp(min=1), centres)
-        if torch.equal(previous, centres):
-            break
-    return member
-
-
-def mixture_entropy(actions: Tensor, max_iterations: int = 100, tolerance: float = 1e-3, floor: float = 1e-6) -> Tensor:
-    """Estimated entropy (S,), in nats, of the S distributions that the samples `actions` (S, n, d) were drawn from.
-
-    Fits a full-covariance Gaussian mixture to each state's samples, in one batched EM, and returns DACER's estimate
-    H = sum_k w_k (-log w_k + 0.5 log((2 pi e)^d |Sigma_k|)), an upper bound of the mixture's entropy that is exact where its
-    components do not overlap. `floor` is added to the diagonal of every covariance. A state stops when its mean
-    log-likelihood changes by less than `tolerance`: going on would lower its entropy.
-    """
-    S, n, d = actions.shape
-    resp = kmeans(actions.float()).double()  # responsibilities (S, K, n)
-    x = actions.double().mT  # (S, d, n); in single precision, thin covariances would fail
-    x = x - x.mean(-1, keepdim=True)
-    # Both steps of EM are linear in these features of a sample: 1, x, and the products x_i x_j of i <= j
-    i, j = torch.triu_indices(d, d, device=x.device)
-    features = torch.cat([torch.ones_like(x[:, :1]), x, x[:, i] * x[:, j]], 1)  # (S, f, n)
-    times = torch.where(i == j, 1.0, 2.0)  # that x_i x_j occurs in a quadratic form
-    square = torch.zeros(d, d, dtype=torch.long, device=x.device)  # from the products to a symmetric matrix
-    square[i, j] = square[j, i] = torch.arange(len(i), device=x.device)
-    eye = torch.eye(d, device=x.device, dtype=x.dtype)
-    entropy, states = x.new_zeros(S), torch.arange(S, device=x.device)
-    moving = torch.ones(S, dtype=torch.bool, device=x.device)
-    likelihood, change = x.new_full((S,), -math.inf), x.new_full((S,), math.inf)
-    for _ in range(max_iterations + 1):
-        # M-step: weights (S, K), means (S, K, d), Cholesky factors of the covariances (S, K, d, d)
-        sums = (features @ resp.mT).mT  # (S, K, f); in this order up to twice as fast
-        count = sums[..., 0] + 1e-12
-        moments = sums[..., 1:] / count[..., None]
-        weight, mean, second = count / n, moments[..., :d], moments[..., d:][..., square]
-        covariance = second - mean[..., None] * mean[..., None, :]
-        factor = torch.linalg.cholesky(covariance + floor * eye)
-        half_log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # (S, K)
-        h = 0.5 * d * math.log(2 * math.pi * math.e) + half_log_det
-        entropy[states] = torch.where(moving, (torch.special.entr(weight) + weight * h).sum(-1), entropy[states])
-        moving &= change.abs() >= tolerance
-        if not moving.any():
-            break
-        # E-step: log(w_k N(x; mu_k, Sigma_k)) (S, K, n) and responsibilities
-        inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
-        precision = inverse.mT @ inverse
-        slope = (precision @ mean[..., None])[..., 0]  # (S, K, d)
-        offset = weight.log() - half_log_det - 0.5 * ((slope * mean).sum(-1) + d * math.log(2 * math.pi))
-        form = torch.cat([offset[..., None], slope, -0.5 * times * precision[..., i, j]], -1)  # (S, K, f)
-        log_prob = form @ features
-        resp = log_prob.softmax(1)
-        log_sum = log_prob.amax(1) - resp.amax(1).log()  # (S, n), log sum_k exp(log_prob): the log-likelihoods
-        change, likelihood = log_sum.mean(-1) - likelihood, log_sum.mean(-1)
-        if 2 * moving.sum() < len(moving):  # drop the states that have stopped
-            features, resp, states = features[moving], resp[moving], states[moving]
-            change, likelihood, moving = change[moving], likelihood[moving], moving[moving]
-    return entropy.float()
-
-
-# -------------------------------------------------------------------------------------------------- losses and update
-
-WHOLE_GRAPH_STEPS = 10  # the largest T whose losses and gradients are compiled as one graph
-
-
-class Draws(NamedTuple):
-    """All random numbers of one update, so that a recorded update can be replayed."""
-
-    next_noise: Tensor  # (T + 1, B, d), of the target action
-    z: Tensor  # (2, B), of the target critics' return samples, clipped at 3
-    noise: Tensor  # (T + 1, B, d), of the policy loss's action
-    t: Tensor | None = None  # (B,), the zero-based step at which the Q-gradient guides each chain; eta = 0 needs none
-
-
 class Agent(nn.Module):
-    """All that learns: policy, critics, target critics, log_alpha, omega, and their optimizers."""
+    """All that learns: policy, critics, target critics, log_alpha and omega."""
 
     def __init__(self, obs_dim: int, act_dim: int, args: Args):
         super().__init__()
-        self.args, self.obs_dim, self.act_dim = args, obs_dim, act_dim
+        self.args, self.dims = args, (obs_dim, act_dim)
         self.policy = DiffusionPolicy(obs_dim, act_dim, args.hidden_sizes, args.diffusion_steps)
         self.critic = TwinCritic(obs_dim, act_dim, args.hidden_sizes)
         self.target_critic = deepcopy(self.critic).requires_grad_(False)
-        self.log_alpha = nn.Parameter(torch.tensor(math.log(3.0)))
-        self.register_buffer("omega", torch.zeros(2))  # running mean of the critics' stds; 0: not yet set
+        self.log_alpha = nn.Parameter(torch.tensor(math.log(3.0)))  # log 3 and -0.9 d: the official code's
         self.target_entropy = -0.9 * act_dim
+        self.register_buffer("omega", torch.zeros(2))  # running mean of the critics' stds; 0: not yet set
         self.to(args.device)
-        adam = partial(torch.optim.Adam, fused=True, capturable=args.device == "cuda")
-        self.policy_optimizer = adam(self.policy.parameters(), args.learning_rate)
-        self.critic_optimizer = adam(self.critic.parameters(), args.learning_rate)
-        self.alpha_optimizer = adam([self.log_alpha], args.alpha_lr)
-        self.optimizers = self.policy_optimizer, self.critic_optimizer, self.alpha_optimizer  # in a checkpoint's order
-        compiled = partial(torch.compile, fullgraph=True, dynamic=False, options={"size_asserts": False})
-        compiled = compiled if args.compile else lambda function: function
-        if args.compile and args.diffusion_steps <= WHOLE_GRAPH_STEPS:  # all gradients as one graph: a tenth faster
-            with_autograd = torch._dynamo.config.patch(trace_autograd_ops=True)
-            self.gradients = with_autograd(compiled(self.gradients))
-        elif args.compile:  # that graph would take minutes to compile: each loss by itself, the chain's step just once
-            step = self.policy.denoise_step
+        groups = [{"params": [*self.policy.parameters(), *self.critic.parameters()]}]
+        groups += [{"params": [self.log_alpha], "lr": args.alpha_lr}]
+        self.optimizer = torch.optim.Adam(groups, args.learning_rate, fused=True)
+        if args.compile:  # gradients as one graph, in which the chain's step is compiled just once
+            step, with_autograd = self.policy.denoise_step, torch._dynamo.config.patch(trace_autograd_ops=True)
             self.policy.denoise_step = torch.compiler.nested_compile_region(lambda *inputs: step(*inputs))
-            self.critic_loss, self.policy_loss = compiled(self.critic_loss), compiled(self.policy_loss)
-        self.sample_actions = compiled(self.policy.forward)
+            self.gradients = with_autograd(torch.compile(self.gradients, fullgraph=True, dynamic=False))
+            options = {"cpp_wrapper": args.device == "cpu", "size_asserts": False}  # in single actions, Python counts
+            self.policy.forward = torch.compile(self.policy.forward, dynamic=False, options=options)
 
     def noise_std(self) -> Tensor:
-        """Standard deviation alpha * lambda of the exploration noise."""
+        """Standard deviation alpha lambda of the exploration noise."""
         return self.log_alpha.detach().exp() * self.args.noise_scale
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def act(self, obs: np.ndarray) -> Tensor:
         """Actions (n, d) with exploration noise for obs (n, obs_dim)."""
         obs = torch.as_tensor(obs, dtype=torch.float32, device=self.args.device)
-        return self.sample_actions(obs, self.policy.draw_noise(len(obs)), self.noise_std())
+        return self.policy(obs, self.policy.draw_noise(len(obs)), self.noise_std())
 
-    def draw(self, batch_size: int) -> Draws:
-        """The random numbers of one update."""
-        z = torch.randn(2, batch_size, device=self.args.device).clamp(-3, 3)
-        draws = Draws(self.policy.draw_noise(batch_size), z, self.policy.draw_noise(batch_size))
-        if self.args.q_grad_weight > 0:
-            draws = draws._replace(t=torch.randint(self.policy.T, (batch_size,), device=self.args.device))
-        return draws
+    def gradients(self, batch: Batch, draws: tuple, update_policy: bool) -> tuple[tuple[Tensor, ...], Tensor, dict]:
+        """Gradients of the critics' loss (DSAC) and, if asked, the policy's; the new omega (2,); statistics.
 
-    def critic_loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Sum of both critics' losses (DSAC with three refinements), the new omega (2,), and statistics."""
-        args = self.args
+        draws: the target action's noise (as from `draw_noise`), z (2, B), and what `policy_loss` takes after the batch.
+        """
+        args, (next_noise, z, *policy_draws) = self.args, draws
         with torch.no_grad():
-            next_action = self.policy(batch.next_obs, draws.next_noise, self.noise_std())
+            next_action = self.policy(batch.next_obs, next_noise, self.noise_std())
             next_mean, next_std = self.target_critic(batch.next_obs, next_action)  # (2, B)
             smaller = next_mean.argmin(0, keepdim=True)  # (1, B), per sample the more pessimistic critic
-            next_z = next_mean + next_std * draws.z
             bootstrap = args.gamma * (1 - batch.terminated)
+            next_z = next_mean + next_std * z.clamp(-3, 3)
             y = args.reward_scale * batch.reward + bootstrap * next_mean.gather(0, smaller)  # (1, B)
             y_z = args.reward_scale * batch.reward + bootstrap * next_z.gather(0, smaller)
-
         mean, std = self.critic(batch.obs, batch.action)  # (2, B)
         with torch.no_grad():
-            # Ascent on log N(y; m, sigma), whose slopes are (y - m) / sigma^2 in m, ((m - y)^2 - sigma^2) / sigma^3 in sigma.
-            # The three refinements: the mean follows the expected target y, and only the std follows a sampled one, cut at
-            # m +- 3 omega (y_b); y is the smaller critic's; omega^2 undoes the division by sigma^2, by which steps would
-            # depend on the scale of the rewards. Only the loss's gradient has a meaning, not its value.
+            # Ascent on log N(y; m, sigma), of slope (y - m) / sigma^2 in m, ((m - y)^2 - sigma^2) / sigma^3 in sigma.
+            # Refinements: m follows the expected target y, only sigma a sampled one, cut at m +- 3 omega (y_b); y is of
+            # the smaller critic; omega^2 undoes 1 / sigma^2, by which steps would depend on the rewards. 0.1 is DSAC's.
             m, s, mean_std = mean.detach(), std.detach(), std.mean(1)
             omega = torch.where(self.omega == 0, mean_std, torch.lerp(self.omega, mean_std, args.tau))  # (2,)
-            bound = 3 * omega[:, None]
-            y_b = m + (y_z - m).clamp(-bound, bound)
+            y_b = m + (y_z - m).clamp(-3 * omega[:, None], 3 * omega[:, None])
             mean_slope = (y - m) / (s**2 + 0.1)
             std_slope = ((m - y_b) ** 2 - s**2) / (s**3 + 0.1)
-        loss = -(omega**2 + 0.1) * (mean * mean_slope + std * std_slope).mean(1)  # (2,)
-        stats = {"qf{}_loss": loss.detach(), "qf{}_values": m.mean(1), "qf{}_std": mean_std, "omega{}": omega}
-        return loss.sum(), omega, stats
+        critic_loss = -(omega**2 + 0.1) * (mean * mean_slope + std * std_slope).mean(1)  # (2,)
+        loss, parameters = critic_loss.sum(), list(self.critic.parameters())
+        stats = {"qf{}_loss": critic_loss.detach(), "qf{}_values": m.mean(1), "qf{}_std": mean_std, "omega{}": omega}
+        if update_policy:  # no parameter has a gradient from both losses, so that they may be added
+            policy_loss, policy_stats = self.policy_loss(batch, *policy_draws)
+            loss, parameters, stats = loss + policy_loss, [*parameters, *self.policy.parameters()], stats | policy_stats
+        return torch.autograd.grad(loss, parameters), omega, stats
 
-    def fixed_critic(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """The critics' means and stds, (2, B) each; gradients flow to the action, but not to the critics' parameters."""
+    def min_q(self, obs: Tensor, action: Tensor) -> Tensor:
+        """min(m_1, m_2)(s, a), (B,); gradients flow to the action, but not to the critics' parameters."""
         parameters = {name: parameter.detach() for name, parameter in self.critic.named_parameters()}
-        return torch.func.functional_call(self.critic, parameters, (obs, action))
+        return torch.func.functional_call(self.critic, parameters, (obs, action))[0].amin(0)
 
-    def q_gradient(self, obs: Tensor, action: Tensor) -> Tensor:
-        """grad_a min(m_1, m_2)(s, a), (B, d), for obs (B, obs_dim) and actions (B, d); no gradient flows through it."""
-        return torch.func.grad(lambda a: self.fixed_critic(obs, a)[0].amin(0).sum())(action.detach()).detach()
-
-    def q_gradient_loss(
-        self, obs: Tensor, context: tuple[Tensor, Tensor], chain: list[Tensor], t: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_g = mean |w(t) g(s, a_t) / |g| - S_theta(s, a_t, t)|^2 with S_theta = -eps_theta, and statistics.
-
-        `context` and `chain` are those of the policy in the states obs (B, obs_dim); t (B,) are zero-based steps.
-        """
-        args, T, rows = self.args, self.policy.T, torch.arange(len(t), device=obs.device)
-        a_t = torch.stack(chain)[T - 1 - t, rows].detach()  # (B, d), what step t denoises
-        g = self.q_gradient(obs, a_t)
-        norm = g.norm(dim=-1, keepdim=True)
-        weight = torch.exp(args.time_weight_c * (t + 1) + args.time_weight_d)[:, None]  # the paper counts t from 1
-        target = weight * g / (norm + 1e-8)
-        score = -self.policy.noise_net(context[0] + context[1][t], a_t)  # (B, d), where the policy moves a_t
-        loss = (target - score).square().sum(-1).mean()
-        with torch.no_grad():
-            at_step = F.one_hot(t, T).float()  # (B, T)
-            cosine = F.cosine_similarity(target, score) @ at_step / at_step.sum(0).clamp(min=1)  # (T,), of t = 1..T
-        return loss, {"q_grad_loss": loss.detach(), "q_grad_norm": norm.mean(), "q_grad_cosine_t{}": cosine}
-
-    def policy_loss(self, batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_q + eta L_g, where L_q = -mean min(m_1, m_2)(s, a) of actions with exploration noise, and statistics."""
-        context = self.policy.context(batch.obs)
-        chain = self.policy.denoise(context, draws.noise)
-        action = (chain[-1] + self.noise_std() * draws.noise[-1]).clamp(-1, 1)
-        loss = q_loss = -self.fixed_critic(batch.obs, action)[0].amin(0).mean()
+    def policy_loss(self, batch: Batch, noise: Tensor, t: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """L_q + eta L_g, with L_q = -mean min(m_1, m_2)(s, a) of actions with exploration noise; t (B,) in 1..T."""
+        args = self.args
+        s, times = self.policy.context(batch.obs)
+        chain = self.policy.denoise((s, times), noise)  # x_0, ..., x_T
+        action = (chain[0] + self.noise_std() * noise[0]).clamp(-1, 1)
+        loss = q_loss = -self.min_q(batch.obs, action).mean()
         stats = {"q_loss": q_loss.detach()}
-        if self.args.q_grad_weight > 0:
-            q_grad_loss, q_grad_stats = self.q_gradient_loss(batch.obs, context, chain, draws.t)
-            loss = q_loss + self.args.q_grad_weight * q_grad_loss
-            stats |= q_grad_stats
+        if args.q_grad_weight > 0:  # L_g = mean |w(t) g / |g| - S_theta(s, a_t, t)|^2, S_theta = -eps_theta
+            a_t = torch.stack(chain)[t, torch.arange(len(t), device=t.device)].detach()  # (B, d), what step t denoises
+            g = torch.func.grad(lambda a: self.min_q(batch.obs, a).sum())(a_t).detach()  # (B, d)
+            norm = g.norm(dim=-1, keepdim=True)
+            target = torch.exp(args.time_weight_c * t + args.time_weight_d)[:, None] * g / (norm + 1e-8)
+            at_step = F.one_hot(t - 1, self.policy.T).float()  # (B, T)
+            # A product: the backward pass of times[t - 1] would add up in any order, and bits vary from run to run
+            score = -self.policy.eps_theta(s, a_t, at_step @ times)  # (B, d), where the policy moves a_t
+            q_grad_loss = (target - score).square().sum(-1).mean()
+            loss = q_loss + args.q_grad_weight * q_grad_loss
+            cosine = F.cosine_similarity(target, score.detach()) @ at_step / at_step.sum(0).clamp(min=1)  # (T,), by t
+            stats |= {"q_grad_loss": q_grad_loss.detach(), "q_grad_norm": norm.mean(), "q_grad_cosine_t{}": cosine}
         return loss, {"actor_loss": loss.detach(), **stats}
 
     @torch.no_grad()
     def entropy(self, obs: Tensor) -> Tensor:
         """Mean entropy, in nats, of the policy with exploration noise in the states obs (B, obs_dim)."""
-        actions = []
-        for part in obs.split(32):  # all at once would not fit a CPU's cache
-            noise = self.policy.draw_noise(len(part), self.args.entropy_samples)
-            actions.append(self.sample_actions(part[:, None], noise, self.noise_std()))
+        n, noise_std = self.args.entropy_samples, self.noise_std()
+        parts = obs.split(32)  # all at once would not fit a CPU's cache
+        actions = [self.policy(part[:, None], self.policy.draw_noise(len(part), n), noise_std) for part in parts]
         return mixture_entropy(torch.cat(actions)).mean()
 
-    def gradients(
-        self, batch: Batch, draws: Draws, delayed: bool
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor, dict[str, Tensor]]:
-        """Gradients of the critics' loss and, if `delayed`, of the policy's, by parameter; new omega (2,); statistics."""
-        loss, omega, stats = self.critic_loss(batch, draws)
-        critic_gradients, policy_gradients = torch.autograd.grad(loss, list(self.critic.parameters())), ()
-        if delayed:
-            loss, policy_stats = self.policy_loss(batch, draws)
-            policy_gradients = torch.autograd.grad(loss, list(self.policy.parameters()))
-            stats = stats | policy_stats
-        return critic_gradients, policy_gradients, omega, stats
-
-    def update(self, batch: Batch, draws: Draws, step: int) -> dict[str, Tensor]:
-        """One update of policy, critics and targets, the `step`-th from 0. Returns statistics.
-
-        All gradients are taken before the first parameter moves: the policy is judged by the critics from before.
-        """
-        delayed = step % self.args.policy_frequency == 0
-        critic_gradients, policy_gradients, omega, stats = self.gradients(batch, draws, delayed)
+    def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """The `step`-th update, from 0; returns statistics. All gradients are taken before any parameter moves."""
+        B, device = len(batch.action), batch.action.device
+        update_policy = step % self.args.policy_frequency == 0
+        draws = self.policy.draw_noise(B), torch.randn(2, B, device=device), self.policy.draw_noise(B)
+        if self.args.q_grad_weight > 0:
+            draws += (torch.randint(1, self.policy.T + 1, (B,), device=device),)
+        gradients, omega, stats = self.gradients(batch, draws, update_policy)
+        self.optimizer.zero_grad()
+        for parameter, gradient in zip([*self.critic.parameters(), *self.policy.parameters()], gradients):
+            parameter.grad = gradient.contiguous()  # fused Adam takes that for granted
+        if step % self.args.entropy_interval == 0:
+            stats["entropy"] = self.entropy(batch.obs)
+            self.log_alpha.grad = stats["entropy"] - self.target_entropy  # of log_alpha (H - H_target)
+        self.optimizer.step()  # leaves parameters without a gradient as they are
         self.omega.copy_(omega)
-        for network, its_gradients in ((self.critic, critic_gradients), (self.policy, policy_gradients)):
-            for parameter, gradient in zip(network.parameters(), its_gradients):  # the policy has none if not delayed
-                parameter.grad = gradient.contiguous()  # fused Adam takes that for granted
-        if delayed:
-            self.policy_optimizer.step()
-        self.critic_optimizer.step()
-        if delayed:
+        if update_policy:
+            targets, critics = list(self.target_critic.parameters()), list(self.critic.parameters())
             with torch.no_grad():
-                targets, critics = list(self.target_critic.parameters()), list(self.critic.parameters())
                 torch._foreach_lerp_(targets, critics, self.args.tau)
-        return stats
-
-    def update_alpha(self, entropy: Tensor) -> dict[str, Tensor]:
-        """One step of log_alpha, given the policy's entropy from before the update that it goes with."""
-        self.alpha_optimizer.zero_grad()
-        (self.log_alpha * (entropy - self.target_entropy)).backward()
-        self.alpha_optimizer.step()
-        return {"entropy": entropy}
+        return {name: value.clone() for name, value in stats.items()}  # CUDA graphs would reuse them
 
 
-class GraphedUpdates:
-    """Replays whole updates as CUDA graphs, one with the policy's part and one without: Python launches nothing.
+class ReplayBuffer:
+    """Ring buffer of the latest `capacity` transitions; untouched pages of it take no memory on a CPU."""
 
-    The first three updates of either kind run as they are, as PyTorch demands; capturing one does not execute it.
-    """
+    def __init__(self, capacity: int, obs_dim: int, act_dim: int, device: str):
+        shapes = Batch((obs_dim,), (act_dim,), (), (obs_dim,), ())
+        self.data = Batch(*(torch.empty(capacity, *shape, device=device) for shape in shapes))
+        self.capacity, self.device, self.count = capacity, device, 0  # count: of all transitions ever added
 
-    def __init__(self, update: Callable[[int], dict[str, Tensor]], policy_frequency: int):
-        self.update, self.policy_frequency = update, policy_frequency
-        self.calls, self.graphs = {True: 0, False: 0}, {}
+    def add(self, *transitions: np.ndarray | Tensor) -> None:
+        """Stores n transitions, given as the fields of `Batch` with n rows each."""
+        rows = torch.arange(self.count, self.count + len(transitions[0]), device=self.device) % self.capacity
+        for stored, new in zip(self.data, transitions):
+            stored[rows] = torch.as_tensor(new, device=self.device).to(stored.dtype)
+        self.count += len(rows)
 
-    def __call__(self, step: int) -> dict[str, Tensor]:
-        delayed = step % self.policy_frequency == 0
-        self.calls[delayed] += 1
-        if self.calls[delayed] <= 3:
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                stats = self.update(step)
-            torch.cuda.current_stream().wait_stream(stream)
-            return stats
-        if delayed not in self.graphs:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                stats = self.update(step)
-            self.graphs[delayed] = graph, stats
-        graph, stats = self.graphs[delayed]
-        graph.replay()
-        return stats
+    def sample(self, batch_size: int) -> Batch:
+        rows = torch.randint(min(self.count, self.capacity), (batch_size,), device=self.device)
+        return Batch(*(stored[rows] for stored in self.data))
 
 
-# ------------------------------------------------------------------------------------- evaluation, logging, checkpoints
+class Plain(gym.wrappers.FlattenObservation):
+    """What training takes from a task: flat copies of observations, reward and ends as numbers, and no `info`."""
+
+    def reset(self, **kwargs) -> tuple[np.ndarray, dict]:
+        return super().reset(**kwargs)[0], {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        obs, reward, terminated, truncated, _ = super().step(action)
+        return obs, float(np.asarray(reward).item()), bool(terminated), bool(truncated), {}
+
+    def close(self) -> None:
+        with suppress(Exception):  # a simulator that fails on its way out shall not take with it what was measured
+            super().close()
+
+
+def make_envs(args: Args, num_envs: int, asynchronous: bool = False, video: str = "") -> gym.vector.VectorEnv:
+    """Copies of the task. Done ones reset within the same step; `final_obs` keeps their end. `video`: a folder."""
+
+    def make_env(record: bool) -> gym.Env:
+        env = gym.make(args.env_id, **json.loads(args.env_kwargs), **({"render_mode": "rgb_array"} if record else {}))
+        return Plain(gym.wrappers.RecordVideo(env, video, lambda episode: episode == 0) if record else env)
+
+    makers = [partial(make_env, video != "" and i == 0) for i in range(num_envs)]
+    vectorize = gym.vector.AsyncVectorEnv if asynchronous else gym.vector.SyncVectorEnv
+    envs = vectorize(makers, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
+    if asynchronous:  # a worker that hangs shall not hang the run
+        step_wait, reset_wait = envs.step_wait, envs.reset_wait
+        envs.step_wait = lambda timeout=TIMEOUT: step_wait(timeout)
+        envs.reset_wait = lambda timeout=TIMEOUT: reset_wait(timeout)
+    return envs
+
+
+def to_env(action: Tensor, space: gym.spaces.Box) -> np.ndarray:
+    """Maps actions in [-1, 1]^d, (n, d), to the bounds of the environment's action space, (n, *space.shape)."""
+    action = action.double().cpu().numpy().reshape(-1, *space.shape)
+    return np.clip(space.low + (action + 1) / 2 * (space.high - space.low), space.low, space.high).astype(space.dtype)
+
+
+def check_finite(global_step: int, values: dict[str, np.ndarray | Tensor | float]) -> None:
+    """FloatingPointError if a value is NaN, or infinite in single precision; `{}` in its name is its row, from 1."""
+    for name, value in values.items():
+        wrong = ~torch.atleast_1d(torch.as_tensor(value)).float().isfinite()
+        if wrong.any():
+            name = name.format(wrong.nonzero()[0, 0].item() + 1)
+            raise FloatingPointError(f"NaN or infinity in {name} at environment step {global_step}")
 
 
 def make_actor(policy: DiffusionPolicy, space: gym.spaces.Box, seed: int = 0) -> Callable[[np.ndarray], np.ndarray]:
-    """The trained policy as a function: flat observations (n, obs_dim) to actions (n, *space.shape) of the environment.
-
-    Without exploration noise. Draws from a generator of its own, so that evaluating does not disturb the training.
-    """
-    device = policy.time_embedding.device
-    generator = torch.Generator(device).manual_seed(seed)
+    """The policy without exploration noise: a flat observation (obs_dim,), or n of them, to the task's action(s)."""
+    generator = torch.Generator(policy.schedule.device).manual_seed(seed)  # its own: training shall not notice
 
     @torch.no_grad()
     def act(obs: np.ndarray) -> np.ndarray:
-        noise = policy.draw_noise(len(obs), generator=generator)
-        return to_env(policy(torch.as_tensor(obs, dtype=torch.float32, device=device), noise), space)
+        rows = torch.atleast_2d(torch.as_tensor(obs, dtype=torch.float32, device=policy.schedule.device))
+        if rows.shape[1:] != policy.dims[:1] or not rows.isfinite().all():
+            raise ValueError(f"observations must be finite and have a width of {policy.dims[0]}, not {np.shape(obs)}")
+        action = to_env(policy(rows, policy.draw_noise(len(rows), generator=generator)), space)
+        return action if np.ndim(obs) == 2 else action[0]
 
     return act
 
 
-def evaluate(act: Callable[[np.ndarray], np.ndarray], envs: gym.vector.VectorEnv, seed: int) -> np.ndarray:
-    """Returns (num_envs,) of one whole episode in each copy; `act` as from make_actor."""
-    returns, running = np.zeros(envs.num_envs), np.ones(envs.num_envs, bool)
-    obs, _ = envs.reset(seed=np.random.SeedSequence(seed).generate_state(envs.num_envs).tolist())
-    while running.any():
+def evaluate(policy: DiffusionPolicy, args: Args, seed: int, video: str = "") -> tuple[np.ndarray, dict[str, float]]:
+    """Returns (eval_episodes,) of an episode in each of so many copies of the task, and the scores to be logged."""
+    envs = make_envs(args, args.eval_episodes, video=video)
+    act = make_actor(policy, envs.single_action_space, seed)
+    returns, running = np.zeros(args.eval_episodes), np.ones(args.eval_episodes, bool)
+    obs, _ = envs.reset(seed=seed % 2**30)
+    for step in range(EVAL_STEPS):
         obs, reward, terminated, truncated, _ = envs.step(act(obs))
-        returns += reward * running
+        check_finite(step, {"an evaluation's reward": reward[running]})
+        returns[running] += reward[running]
         running &= ~(terminated | truncated)
-    check_finite(**{"return": returns})
-    return returns
+        if not running.any():
+            break
+    else:
+        tqdm.write(f"{running.sum()} episodes were cut after {EVAL_STEPS} steps of the evaluation; {LIMIT}")
+    report = getattr(envs.envs[0].unwrapped, "policy_report", lambda act: {})  # a task may have measures of its own
+    scores = {"episodic_return": returns.mean(), "episodic_return_std": returns.std(), **report(act)}
+    envs.close()
+    return returns, scores
 
 
-def loss_scalars(stats: dict[str, Tensor]) -> dict[str, float]:
-    """An update's statistics as curves; of a vector, with `{}` in its name, each entry, counted from 1."""
-    return {f"losses/{k.format(i)}": x for k, v in stats.items() for i, x in enumerate(v.reshape(-1).tolist(), start=1)}
-
-
-def write_args(run_dir: Path, args: Args) -> None:
-    """Writes <run>/args.json; through a temporary file, so that it is complete at every instant."""
-    (run_dir / "args.json.tmp").write_text(json.dumps(dataclasses.asdict(args), indent=2) + "\n")
-    os.replace(run_dir / "args.json.tmp", run_dir / "args.json")
-
-
-def make_run_dir(args: Args) -> Path:
-    """New folder runs/<env>__<exp_name>__<seed>__<time> with the arguments in force and this script's source.
-
-    Ends the program with a clear line if it cannot be written.
-    """
-    name = re.sub(r"[^\w.-]", "_", args.env_id.split(":")[-1]) + f"__{args.exp_name}__{args.seed}"
-    run_dir = Path("runs") / f"{name}__{datetime.now():%Y%m%d-%H%M%S-%f}"
+def load_checkpoint(path: str | Path) -> dict:
+    """What a run's folder, or a file in it, holds, on the CPU; ValueError if it is of no use. Runs no code from it."""
+    files = [file for file in (Path(path, "checkpoint.pt"), Path(path, "best.pt"), Path(path)) if file.is_file()]
     try:
-        run_dir.mkdir(parents=True)
-        write_args(run_dir, args)
-        shutil.copy(__file__, run_dir)
-    except OSError as error:
-        fail(f"cannot write to {run_dir}: {error}")
-    return run_dir
-
-
-def random_states(device: str) -> dict[str, Any]:
-    """The states of all global random generators."""
-    name, keys, *rest = np.random.get_state()
-    cuda = {"cuda": torch.cuda.get_rng_state()} if device == "cuda" else {}
-    return {"torch": torch.get_rng_state(), "numpy": (name, keys.tolist(), *rest), "python": random.getstate(), **cuda}
-
-
-def set_random_states(states: dict[str, Any]) -> None:
-    """Puts the global random generators into these states."""
-    torch.set_rng_state(states["torch"])
-    np.random.set_state(states["numpy"])
-    random.setstate(states["python"])
-    if "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"])
-
-
-VERSION = 1  # of the layout of a checkpoint
-
-
-def load_checkpoint(run_dir: str | Path) -> dict[str, Any]:
-    """The checkpoint in a run's folder, on the CPU; ValueError if there is none to use. Executes no code from the file."""
-    path = Path(run_dir) / "checkpoint.pt"
-    if not path.is_file():
-        raise ValueError(f"there is no checkpoint in {run_dir}: {path} does not exist")
-    try:
-        with zipfile.ZipFile(path) as archive:  # torch.save writes one, with checksums that torch.load ignores
+        with zipfile.ZipFile(files[0]) as archive:  # torch.save writes one, with checksums that torch.load ignores
             if damaged := archive.testzip():
-                raise ValueError(f"its part {damaged} is damaged")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        algorithm, version = checkpoint["algorithm"], checkpoint["version"]
-        if missing := {"args", "update", "obs_dim", "act_dim", "agent"} - checkpoint.keys():
-            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"cannot read the checkpoint {path}: it holds objects whose loading could run code") from error
+                raise ValueError(f"{damaged} is damaged")
+        checkpoint = torch.load(files[0], map_location="cpu", weights_only=True, mmap=True)
+        if (made_by := (checkpoint["algorithm"], checkpoint["version"])) != (ALGORITHM, VERSION):
+            raise ValueError(f"it was made by {made_by[0]}.py, version {made_by[1]}")
+        return checkpoint
     except Exception as error:  # a broken file fails in many ways
-        raise ValueError(f"cannot read the checkpoint {path}: {type(error).__name__}: {error}") from error
-    if algorithm != ALGORITHM:
-        raise ValueError(f"{path} is of {algorithm}, not of {ALGORITHM}; use {algorithm}.py")
-    if version != VERSION:
-        raise ValueError(f"{path} is of version {version}, not {VERSION}; use the copy of the script in {run_dir}")
-    return checkpoint
+        raise ValueError(f"no checkpoint of {ALGORITHM}.py in {path}: {type(error).__name__}: {error}") from error
 
 
-def can_compile(device: str) -> bool:
-    """Whether torch.compile works here (it needs a C++ compiler on a CPU, Triton on CUDA); prints one line if not."""
-    try:
-        torch.compile(torch.sin)(torch.zeros(2, device=device))
-    except Exception as error:  # whatever is missing, training works without
-        if STOP:  # Ctrl-C reached the compiler too
-            raise SystemExit(128 + STOP[0]) from error
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        print(f"torch.compile does not work here; going on without, more slowly ({reason})")
-        return False
-    return True
-
-
-def load_agent(run_dir: str | Path, device: str = "cpu", compile: bool = False) -> Agent:
-    """The trained agent of a run's folder; ValueError if there is none. Executes no code from the file.
-
-    `compile`: the policy is compiled at its first call with each number of observations (up to 8), in 5 to 15 seconds.
-    """
-    checkpoint = load_checkpoint(run_dir)
-    try:
-        args = Args(**{**checkpoint["args"], "device": device, "compile": False})
-        agent = Agent(checkpoint["obs_dim"], checkpoint["act_dim"], args)
-        agent.load_state_dict(checkpoint["agent"])
-    except Exception as error:  # a file that was edited fails in many ways
-        raise ValueError(f"cannot read the checkpoint in {run_dir}: {type(error).__name__}: {error}") from error
-    if compile and can_compile(device):
-        options = {"cpp_wrapper": True, "size_asserts": False}  # for single actions, Python's part counts
-        agent.policy.forward = torch.compile(agent.policy.forward, dynamic=False, options=options)
+def load_agent(path: str | Path, device: str = "cpu", compile: bool = False) -> Agent:
+    """The trained agent of a run's folder or best.pt. `compile`: some 10 s at the first call with each batch size."""
+    checkpoint = load_checkpoint(path)
+    agent = Agent(*checkpoint["dims"], Args(**checkpoint["args"] | {"device": device, "compile": compile}))
+    agent.load_state_dict(agent.state_dict() | checkpoint["agent"])  # best.pt lacks the target critics
     return agent
 
 
-# --------------------------------------------------------------------------------------------------------------- main
-
-LOG_INTERVAL = 100  # updates
-ENV_TIMEOUT = 600  # seconds that asynchronous environments have for a step
-STOP = []  # the signal that asks the run to stop, once it came
-
-
-def request_stop(signum: int, frame: Any) -> None:
-    """Handles SIGINT and SIGTERM: the run saves a checkpoint after this update. A second one ends the program at once."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL), signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    STOP.append(signum)
-
-
-class Run:
-    """What surrounds the learning: environments, curves, checkpoints. Failures there end the program with one line."""
-
-    def __init__(self, args: Args, run_dir: Path, envs: gym.vector.VectorEnv, agent: Agent, buffer: ReplayBuffer):
-        self.args, self.run_dir, self.envs, self.agent, self.buffer = args, run_dir, envs, agent, buffer
-        self.global_step, self.stats, self.bar = 0, {}, tqdm(disable=True)
-        self.returns = np.zeros(args.num_envs)  # so far, of the episodes under way
-        self.finished = []  # returns of the episodes that ended since the last log
-
-    def open_curves(self, purge_step: int | None = None) -> None:
-        """Begins to write curves; of what an interrupted run wrote, points from purge_step on are struck out."""
+def save(path: Path, agent: Agent, **training: object) -> None:
+    """Writes a checkpoint, complete at every instant; without what `training` needs besides, without targets too."""
+    weights = {name: w for name, w in agent.state_dict().items() if training or not name.startswith("target_critic")}
+    checkpoint = {"algorithm": ALGORITHM, "version": VERSION, "args": asdict(agent.args), "dims": agent.dims}
+    with path.with_suffix(".tmp").open("wb") as file:
         try:
-            self.lock_folder()
-            write_args(self.run_dir, self.args)
-            self.writer = SummaryWriter(self.run_dir, purge_step=purge_step)
-        except OSError as error:
-            self.stop(f"cannot write to {self.run_dir}: {error}")
-
-    def lock_folder(self) -> None:
-        """Ends the program if another process works in this folder; Windows and some file systems cannot tell."""
-        self.lock = (self.run_dir / ".lock").open("w")  # locked until it is closed, or this process ends
-        try:
-            import fcntl
-
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            fail(f"another process is working in {self.run_dir}")
-        except (ImportError, OSError):
-            pass
-
-    def close(self) -> None:
-        """Ends the progress bar and the curves; another process may go on with the run."""
-        self.bar.close()
-        for name in ("writer", "lock"):
-            with suppress(OSError, AttributeError):  # on a full disk; or if it has not been opened yet
-                getattr(self, name).close()
-
-    def stop(self, message: str, code: int = 2) -> NoReturn:
-        """Ends the program with one line."""
-        for process in getattr(self.envs, "processes", []):  # they cannot be asked to close: one may be dead
-            process.kill()
-        self.envs.closed = True
-        self.close()
-        saved = (self.run_dir / "checkpoint.pt").is_file()
-        fail(message + f"; the last checkpoint stays, --resume {self.run_dir} goes on from it" * saved, code)
-
-    @contextmanager
-    def guarded(self) -> Iterator[None]:
-        """Within it, whatever the environments raise ends the program; the traceback goes to error.txt."""
-        try:
-            yield
-        except Exception as error:  # noqa: BLE001 - of a user's own environment that may be anything
-            with suppress(OSError):
-                (self.run_dir / "error.txt").write_text(traceback.format_exc())
-            where = f"{self.args.env_id} failed at environment step {self.global_step}"
-            self.stop(f"{where}: {type(error).__name__}: {error} (more in {self.run_dir}/error.txt)")
-
-    def write(self, scalars: dict[str, float]) -> None:
-        """Adds a point to each of these curves."""
-        try:
-            for name, value in scalars.items():
-                self.writer.add_scalar(name, value, self.global_step)
-        except OSError as error:
-            self.stop(f"cannot write to {self.run_dir}: {error}")
-
-    def check_learning(self, **more: Tensor) -> None:
-        """Ends the program if a loss or a weight, or one of `more`, is no longer finite."""
-        numbers = self.stats | self.agent.state_dict() | more
-        finite = torch.stack([value.isfinite().all() for value in numbers.values()])
-        if not finite.all():
-            wrong = [name.format(1) for name, good in zip(numbers, finite.tolist()) if not good]
-            self.stop(f"NaN or infinity at environment step {self.global_step} in {', '.join(wrong[:4])}")
-
-    def start_episodes(self, update: int) -> None:
-        """Resets all environments to what the seed and `update` alone decide, whatever came before."""
-        self.started, self.env_actions = update, []  # enough to repeat these episodes
-        self.returns[:] = 0.0
-        seeds = np.random.SeedSequence((self.args.seed, update)).generate_state(self.args.num_envs).tolist()
-        random.seed(seeds[0]), np.random.seed(seeds[0])  # there are environments that draw from these
-        with self.guarded():
-            if self.args.async_envs:
-                self.envs.reset_async(seed=seeds)
-                self.obs, _ = self.envs.reset_wait(timeout=ENV_TIMEOUT)
-            else:
-                self.obs, _ = self.envs.reset(seed=seeds)
-
-    def interact(self, action: Tensor, learn: Callable[[], None] = lambda: None) -> None:
-        """One step of the environments with actions (n, d), whose transitions are stored, and then `learn()`.
-
-        Asynchronous environments simulate while it learns, from a batch without these transitions.
-        """
-        env_action = to_env(action, self.envs.single_action_space)
-        if not np.isfinite(env_action).all():
-            self.check_learning(action=action)
-        if self.args.async_envs:
-            with self.guarded():
-                self.envs.step_async(env_action)
-            learn()
-        with self.guarded():
-            returned = self.envs.step_wait(timeout=ENV_TIMEOUT) if self.args.async_envs else self.envs.step(env_action)
-            next_obs, reward, terminated, truncated, infos = returned
-            successor, done = next_obs, terminated | truncated
-            if done.any():  # those copies have been reset already, and their last observations are in final_obs
-                successor = next_obs.copy()
-                successor[done] = np.stack(infos["final_obs"][done])
-            check_finite(reward=reward, observation=successor, reset_observation=next_obs)
-        self.buffer.add(self.obs, action, reward, successor, terminated)
-        self.env_actions.append(env_action)
-        self.obs = next_obs
-        self.returns += reward
-        self.finished += self.returns[done].tolist()
-        self.returns[done] = 0.0
-        if not self.args.async_envs:
-            learn()
-
-    def save(self, update: int) -> None:
-        """Writes checkpoint.pt, from which a resumed run goes on bit for bit; at every instant a complete one lies there.
-
-        `update`: updates done, or minus the vector steps of the warm-up to come.
-        """
-        self.check_learning()
-        episodes = {"started": self.started, "env_actions": torch.from_numpy(np.array(self.env_actions))}
-        checkpoint = {
-            "algorithm": ALGORITHM, "version": VERSION, "args": dataclasses.asdict(self.args), "update": update,
-            "obs_dim": self.agent.obs_dim, "act_dim": self.agent.act_dim, "agent": self.agent.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.agent.optimizers],
-            "global_step": self.global_step, "random": random_states(self.args.device), "episodes": episodes,
-            "returns": self.returns.tolist(), "finished": self.finished, "stats": self.stats,
-            "buffer": self.buffer.state_dict() if self.args.save_replay_buffer else None,
-        }  # fmt: skip
-        temporary = self.run_dir / "checkpoint.pt.tmp"
-        try:
-            self.writer.flush()  # or the curves would lack what the checkpoint is past
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.run_dir / "checkpoint.pt")
-        except (OSError, RuntimeError) as error:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            cause = error.__context__  # of torch.save's RuntimeError: the disk's own words
-            self.stop(f"cannot write to {self.run_dir}: {cause if isinstance(cause, OSError) else error}")
-
-    def restore(self, checkpoint: dict[str, Any]) -> None:
-        """Brings back what `save` saved; copies all of it, as the tensors of a checkpoint lie in its file."""
-        checkpoint = {name: value if name == "buffer" else deepcopy(value) for name, value in checkpoint.items()}
-        try:
-            self.agent.load_state_dict(checkpoint["agent"])
-            for optimizer, state in zip(self.agent.optimizers, checkpoint["optimizers"]):
-                optimizer.load_state_dict(state)
-            if checkpoint["buffer"] is not None:
-                self.buffer.load_state_dict(checkpoint["buffer"])
-        except (LookupError, RuntimeError, ValueError) as error:
-            self.stop(f"cannot resume {self.run_dir}, sizes differ: {error}")
-        self.global_step = checkpoint["global_step"]
-        self.start_episodes(checkpoint["episodes"]["started"])
-        for env_action in checkpoint["episodes"]["env_actions"].numpy():  # the same episodes, to where they were
-            with self.guarded():
-                self.obs, *_ = self.envs.step(env_action)
-            self.env_actions.append(env_action)
-        self.returns[:], self.finished = checkpoint["returns"], checkpoint["finished"]
-        self.stats = {name: value.to(self.args.device) for name, value in checkpoint["stats"].items()}
-        set_random_states(checkpoint["random"])
-        if checkpoint["buffer"] is None:
-            print("the checkpoint holds no replay buffer: the policy acts until there is one; not exactly the same run")
-            for _ in range(max(1, num_iterations(self.args)[0])):
-                self.interact(self.agent.act(self.obs))
+            torch.save(checkpoint | {"agent": weights} | training, file)
+        except RuntimeError as error:
+            raise error.__context__ or error  # where the disk is full, its own words
+        file.flush()
+        os.fsync(file.fileno())
+    path.with_suffix(".tmp").replace(path)
 
 
-def replay(args: Args) -> np.ndarray:
-    """Returns (eval_episodes,) of the trained policy in the folder args.evaluate; prints them, records the first if asked."""
-    check_bounds(args)
-    try:
-        agent = load_agent(args.evaluate, find_device(args.device))
-    except ValueError as error:
-        fail(str(error))
-    check_env(agent.args)
-    video_folder = Path(args.evaluate) / "videos" if args.capture_video else None
-    try:
-        envs = make_envs(agent.args, args.eval_episodes, video_folder=video_folder)
-        returns = evaluate(make_actor(agent.policy, envs.single_action_space, args.seed), envs, args.seed)
-    except Exception as error:  # noqa: BLE001 - whatever a user's own environment raises is the user's to read
-        if video_folder is None:
-            fail(f"{agent.args.env_id} failed: {type(error).__name__}: {error}")
-        fail(f"cannot record a video: {error} (it needs moviepy, and MUJOCO_GL=egl where there is no display)")
+def resolve(args: Args) -> Args:
+    """Fills in what depends on the task. Raises what is wrong with arguments, task or machine."""
+    by_task = DEFAULTS | TASKS.get(args.env_id.split(":")[-1].split("-v")[0], {})
+    args = replace(args, **{name: value for name, value in by_task.items() if getattr(args, name) is None})
+    for name, value in vars(args).items():
+        for number in (value or (0,)) if isinstance(value, tuple) else (value,):
+            least = int(isinstance(number, int) and name not in ("seed", "learning_starts", "eval_episodes"))
+            least, most = -99 if "time_weight" in name else least, 1 if name in ("gamma", "tau") else 1e15
+            if type(number) in (int, float) and not least <= number <= most:
+                raise ValueError(f"--{name.replace('_', '-')} must be {least} to {most:g}, but it is {value}")
+    updates = args.total_timesteps // args.num_envs - math.ceil(args.learning_starts / args.num_envs)
+    args.entropy_interval = args.entropy_interval or max(100, updates // 150)  # the paper's: 10,000 of 1.5 million
+    envs = make_envs(args, 1)
+    obs_space, space, spec = envs.single_observation_space, envs.single_action_space, envs.envs[0].spec
     envs.close()
-    for episode, episodic_return in enumerate(returns, start=1):
-        print(f"episode {episode}: return {episodic_return:.1f}")
-    env_id, episodes = agent.args.env_id, args.eval_episodes
-    print(f"{env_id}, {episodes} episodes: {returns.mean():.1f} +- {returns.std():.1f} (mean +- std)")
-    return returns
+    box = isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.floating)
+    row = 4 * (2 * math.prod(obs_space.shape or ()) + math.prod(space.shape or ()) + 2)  # bytes of a transition
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else sys.maxsize
+    size, bound = row * args.buffer_size, np.abs([space.low, space.high]).max() if box else 0
+    wrong = {
+        "--total-timesteps leaves no update after the warm-up, --learning-starts": updates < 1,
+        "--capture-video goes with --evaluate": args.capture_video and args.evaluate is None,
+        "--device cuda: PyTorch finds none here": args.device == "cuda" and not torch.cuda.is_available(),
+        f"observations do not flatten into a vector: {obs_space}": not isinstance(obs_space, gym.spaces.Box),
+        f"the action space must be a bounded Box of real numbers, not {space}": not box,
+        f"{space} is not bounded; gymnasium.wrappers.TransformAction gives another one": not bound < 1e9,
+        f"a replay buffer of {size / 1e9:.1f} GB does not fit; try --buffer-size {memory // 2 // row}": size > memory,
+    }
+    for message in (message for message, applies in wrong.items() if applies):
+        raise ValueError(f"{args.env_id}: {message}")
+    print(
+        f"{args.env_id} on {args.device}: {updates:,} updates; replay buffer and checkpoints: up to {size / 1e9:.1f} GB"
+    )
+    if (spec.max_episode_steps or math.inf) > args.checkpoint_interval:
+        print(f"all environments are reset every {args.checkpoint_interval} steps (--checkpoint-interval): {LIMIT}")
+    return args
 
 
-def resume(run_dir: str, command_line: list[str] | None = None) -> tuple[Args, dict[str, Any]]:
-    """Arguments and checkpoint of an interrupted run, for main. Command-line arguments may not change what it computes."""
-    try:
-        checkpoint = load_checkpoint(run_dir)
-        saved = Args(**{**checkpoint["args"], "resume": run_dir})
-    except (ValueError, TypeError) as error:
-        fail(f"cannot resume {run_dir}: {error}")
-    needed = {"optimizers", "global_step", "random", "episodes", "returns", "finished", "stats", "buffer"}
-    if not needed <= checkpoint.keys():
-        fail(f"the checkpoint in {run_dir} holds the policy alone; it can be evaluated but not resumed")
-    args = tyro.cli(Args, args=command_line, default=saved)
-    for name, before in dataclasses.asdict(saved).items():
-        now = getattr(args, name)
-        if now != before and not (name == "total_timesteps" and now > before):
-            option = f"--{name.replace('_', '-')}"
-            fail(f"{option} {now} would change the run in {run_dir}, which has {before}; leave it out")
-    return args, checkpoint
+def make_run_dir(args: Args) -> Path:
+    """The folder of args.resume, or a new one, with the arguments, the commit, and a copy of this script."""
+    name = f"{args.env_id.split(':')[-1]}__{args.exp_name}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
+    run_dir = Path(args.resume or f"runs/{name.replace('/', '_')}")
+    run_dir = run_dir.parent if run_dir.is_file() else run_dir
+    run_dir.mkdir(parents=True, exist_ok=args.resume is not None)
+    commit = subprocess.getoutput(f'git -C "{Path(__file__).parent}" describe --always --dirty')
+    (run_dir / "args.json").write_text(json.dumps(asdict(args) | {"commit": commit}, indent=2))
+    shutil.copy(__file__, run_dir)
+    return run_dir
 
 
-def main(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
-    """Trains an agent and returns the folder of its run; `main(*resume(run_dir, []))` goes on with an old one."""
-    if (args.resume is None) != (checkpoint is None):
-        raise ValueError("a run is resumed by main(*resume(run_dir, []))")
-    args = resolve(args)
-    check_env(args)
-    warmup, updates = num_iterations(args)
-    # The warm-up's vector steps count up to zero, where the updates begin
-    first = -warmup if checkpoint is None else checkpoint["update"]
-    if first >= updates:
-        print(f"the run in {args.resume} is complete; to go on, raise --total-timesteps above {args.total_timesteps}")
-        return Path(args.resume)
-    # Asynchronous environments fork, so before anything starts threads
-    try:
-        envs = make_envs(args, args.num_envs, asynchronous=args.async_envs)
-        eval_envs = make_envs(args, args.eval_episodes)
-    except Exception as error:  # noqa: BLE001 - whatever a user's own environment raises is the user's to read
-        fail(f"cannot make {args.num_envs} environments {args.env_id}: {type(error).__name__}: {error}")
+def main(args: Args, run_dir: Path | None = None) -> Path:
+    """Trains an agent, or goes on with args.resume, and returns the run's folder. `run_dir`: made for resolved args."""
+    if run_dir is None:
+        run_dir = make_run_dir(args := resolve(args))
+    envs, device = make_envs(args, args.num_envs, args.async_envs), args.device
     torch.compiler.reset()  # or a process that trains agent after agent would reach PyTorch's limit of compilations
-    run_dir = args.resume
-    args = dataclasses.replace(args, compile=args.compile and can_compile(args.device), resume=None)
-    if args.device == "cuda":
-        torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
     torch.manual_seed(args.seed)
-    obs_dim, act_dim = envs.single_observation_space.shape[0], math.prod(envs.single_action_space.shape)
-    agent = Agent(obs_dim, act_dim, args)
-    buffer = ReplayBuffer(args.buffer_size, obs_dim, act_dim, args.device)
-    if checkpoint is not None and (sizes := (checkpoint["obs_dim"], checkpoint["act_dim"])) != (obs_dim, act_dim):
-        fail(f"{args.env_id} has (observations, actions) {obs_dim, act_dim}, the run to resume {sizes}")
-    run = Run(args, Path(run_dir or make_run_dir(args)), envs, agent, buffer)
-    by_task = ", ".join(f"{name} {getattr(args, name)}" for name in DEFAULTS)
-    print(f"{args.env_id} on {args.device}: {by_task}, entropy_interval {args.entropy_interval}, {updates:,} updates")
-    print(f"run folder: {run.run_dir}")
-    if args.save_replay_buffer and (size := sum(stored.nbytes for stored in buffer.data)) > 1e9:
-        print(f"a checkpoint takes up to {size / 1e9:.1f} GB; --no-save-replay-buffer leaves the replay buffer out")
-    if args.compile:
-        print("the first updates are compiled: a minute or so, or seconds if that was done here before")
-    if checkpoint is None:
-        run.open_curves()
-        with suppress(OSError):  # of which the first checkpoint will tell
-            run.writer.add_text("arguments", "\n".join(f"    {k} = {v}" for k, v in dataclasses.asdict(args).items()))
-        run.start_episodes(0)
-        run.save(first)
-    else:
-        run.open_curves(purge_step=checkpoint["global_step"] + 1)
-        run.restore(checkpoint)
-        checkpoint.clear()  # or its file, replaced by the next checkpoint, would keep its disk space
-        print(f"resumed at environment step {run.global_step:,}, update {max(first, 0):,}")
+    space, obs_dim = envs.single_action_space, math.prod(envs.single_observation_space.shape)
+    agent = Agent(obs_dim, math.prod(space.shape), replace(args, resume=None))
+    buffer = ReplayBuffer(args.buffer_size, *agent.dims, device)
+    warmup, last = math.ceil(args.learning_starts / args.num_envs), args.total_timesteps // args.num_envs
+    first, best = 0, -math.inf
+    if args.resume is not None:
+        checkpoint = load_checkpoint(args.resume)
+        first, best = checkpoint["step"], checkpoint["best"]
+        agent.load_state_dict(checkpoint["agent"])
+        agent.optimizer.load_state_dict(deepcopy(checkpoint["optimizer"]))
+        buffer.add(*checkpoint["rows"])
+        buffer.count = checkpoint["count"]
+        del checkpoint  # or its file, replaced by the next checkpoint, would keep its disk space
+    writer = SummaryWriter(run_dir, purge_step=first * args.num_envs + 1)  # strikes out what a killed run wrote later
+    pace = {} if sys.stderr.isatty() else {"mininterval": 60, "maxinterval": 60, "bar_format": "{l_bar}{r_bar}\n"}
+    bar = tqdm(range(first, last), args.env_id, last, initial=first, unit=" steps", unit_scale=args.num_envs, **pace)
+    with writer, bar:
+        for step in chain(bar, [last]):
+            # Save, and start everything anew from (seed, step): a run that is resumed here does just what this one does
+            update, global_step = step - warmup, (step + 1) * args.num_envs
+            if step in (first, last) or (update > 0 and update % args.checkpoint_interval == 0):
+                writer.flush()
+                check_finite(step * args.num_envs, agent.state_dict())
+                rows = [torch.from_numpy(x[: buffer.count].cpu().numpy()) for x in buffer.data]  # x[:n] would save x
+                state = {"rows": rows, "count": buffer.count, "optimizer": agent.optimizer.state_dict()}
+                save(run_dir / "checkpoint.pt", agent, step=step, best=best, **state)
+                if step == last:
+                    break
+                seed = (
+                    int(np.random.SeedSequence((args.seed, step)).generate_state(1)[0]) >> 2
+                )  # tasks may take 31 bits
+                random.seed(seed)
+                np.random.seed(seed)
+                torch.manual_seed(seed)
+                obs, _ = envs.reset(seed=seed)
+                returns, finished, stats = np.zeros(args.num_envs), [], {}
+            # Act
+            random_action = 2 * torch.rand(args.num_envs, agent.dims[1], device=device) - 1
+            action = random_action if step < warmup else agent.act(obs)
+            # Step
+            next_obs, reward, terminated, truncated, infos = envs.step(to_env(action, space))
+            successor, done = next_obs.copy(), terminated | truncated
+            if done.any():  # these have been reset already
+                successor[done] = np.stack(infos["final_obs"][done])
+            quantities = {"action": action, "reward": reward, "observation": successor}
+            check_finite(global_step, {f"{name} of environment {{}}": value for name, value in quantities.items()})
+            # Store
+            buffer.add(obs, action, reward, successor, terminated)
+            obs, returns = next_obs, returns + reward
+            finished += returns[done].tolist()
+            returns[done] = 0.0
+            if step < warmup:
+                continue
+            # Update
+            stats |= agent.update(buffer.sample(args.batch_size), update)
+            # Log
+            if (update + 1) % 100 == 0 or step + 1 == last:
+                check_finite(global_step, stats)
+                stats |= {"alpha": agent.log_alpha.exp(), "exploration_noise_std": agent.noise_std()}
+                for name, value in stats.items():  # qf{}_loss: qf1_loss and qf2_loss
+                    for i, number in enumerate(value.flatten().tolist(), start=1):
+                        writer.add_scalar(f"losses/{name.format(i)}", number, global_step)
+                rate = args.num_envs * (step + 1 - first) / bar.format_dict["elapsed"]
+                writer.add_scalar("charts/SPS", rate, global_step)
+                writer.add_scalar("charts/updates", update + 1, global_step)
+                if finished:
+                    writer.add_scalar("charts/episodic_return", np.mean(finished), global_step)
+                finished, stats = [], {}
+            # Evaluate
+            if args.eval_episodes and ((update + 1) % args.eval_interval == 0 or step + 1 == last):
+                _, scores = evaluate(agent.policy, args, args.seed + step)
+                for name, score in scores.items():
+                    writer.add_scalar(f"eval/{name}", score, global_step)
+                score = "evaluation {episodic_return:.1f} +- {episodic_return_std:.1f}".format(**scores)
+                tqdm.write(f"{global_step:,} steps: {score}")
+                bar.set_postfix_str(score)
+                if scores["episodic_return"] > best:
+                    best = scores["episodic_return"]
+                    save(run_dir / "best.pt", agent)
+    envs.close()
+    print(f"to replay: --evaluate {run_dir}, or the policy of its best evaluation: --evaluate {run_dir}/best.pt")
+    return run_dir
 
-    def update_networks(update: int) -> dict[str, Tensor]:
-        return agent.update(buffer.sample(args.batch_size), agent.draw(args.batch_size), update)
 
-    if args.device == "cuda" and args.compile:
-        update_networks = GraphedUpdates(update_networks, args.policy_frequency)
-
-    def learn(update: int) -> None:
-        step_alpha = update % args.entropy_interval == 0
-        entropy = agent.entropy(buffer.sample(args.batch_size).obs) if step_alpha else None
-        run.stats |= update_networks(update)
-        if step_alpha:
-            run.stats |= agent.update_alpha(entropy)
-
-    last_eval = ""
-    if first < 0:
-        done = {"total": warmup, "initial": warmup + first}
-        run.bar = tqdm(desc="warm-up", **done, unit_scale=args.num_envs, unit=" steps", leave=False)
-    for update in range(first, updates):
-        run.global_step = (warmup + update + 1) * args.num_envs
-        if update == max(first, 0):
-            run.bar.close()
-            run.bar = tqdm(desc=args.env_id, total=updates, initial=update, unit=" updates", smoothing=0.05)
-            start = time.time()
-        if update == 0:
-            run.finished.clear()
-
-        # Act, store, learn
-        if update < 0:
-            run.interact(2 * torch.rand(args.num_envs, act_dim, device=args.device) - 1)
+def run_command_line() -> None:
+    """Does what the command line asks for. Whatever fails ends here, in one line on stderr and an exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    sys.stdout.reconfigure(errors="backslashreplace")  # whatever the locale can write
+    run_dir = None  # as long as there is none, what is wrong is the input
+    try:
+        args = tyro.cli(Args)
+        if folder := args.resume or args.evaluate:
+            here = {
+                "device": Args.device,
+                "resume": args.resume,
+                "evaluate": args.evaluate,
+                "compile": not args.evaluate,
+            }
+            saved = Args(**load_checkpoint(folder)["args"] | here)
+            args = tyro.cli(Args, default=saved)
+            allowed = (
+                ["total_timesteps"] if args.resume else ["eval_episodes", "capture_video", "compile", "env_kwargs"]
+            )
+            changed = {name for name, value in vars(args).items() if value != getattr(saved, name)}
+            if refused := changed - {"seed", "device", *allowed}:
+                raise ValueError(f"{folder}: --{' --'.join(refused).replace('_', '-')} cannot be changed any more")
+            if args.resume and changed - {"total_timesteps"}:
+                print("another seed or device: from here on not the bits of the run without the change")
+        args = resolve(args)
+        if args.evaluate is not None:
+            agent, video = load_agent(args.evaluate, args.device, args.compile), f"{folder}/videos" * args.capture_video
+            returns, _ = evaluate(agent.policy, args, args.seed, video)
+            for episode, episodic_return in enumerate(returns, start=1):
+                print(f"episode {episode}: return {episodic_return:.1f}")
+            print(f"{args.env_id}, {len(returns)} episodes: {returns.mean():.1f} +- {returns.std():.1f} (mean +- std)")
         else:
-            try:
-                run.interact(agent.act(run.obs), partial(learn, update))
-            except Exception:
-                if STOP:  # it reached the compiler too, which is another process
-                    run.stop(f"{signal.Signals(STOP[0]).name} while compiling", code=128 + STOP[0])
-                raise
-        run.bar.set_postfix_str(f"{run.global_step:,} env steps{last_eval}", refresh=False)
-        run.bar.update()
-
-        # Log
-        if update >= 0 and (update % LOG_INTERVAL == 0 or update + 1 == updates):
-            run.stats |= {"alpha": agent.log_alpha.detach().exp(), "exploration_noise_std": agent.noise_std()}
-            sps = (update + 1 - max(first, 0)) * args.num_envs / (time.time() - start)
-            episodes = {"charts/episodic_return": np.mean(run.finished)} if run.finished else {}
-            run.write({**loss_scalars(run.stats), "charts/updates": update + 1, "charts/SPS": sps, **episodes})
-            run.finished.clear()
-            run.check_learning()
-
-        # Evaluate
-        evaluated = update >= 0 and ((update + 1) % args.eval_interval == 0 or update + 1 == updates)
-        if evaluated:
-            act = make_actor(agent.policy, eval_envs.single_action_space, args.seed + update)
-            with run.guarded():
-                returns = evaluate(act, eval_envs, args.seed + update)
-                scores = {"episodic_return": returns.mean(), "episodic_return_std": returns.std()}
-                if hasattr(eval_envs.envs[0].unwrapped, "policy_report"):  # a task may measure policies in its own way
-                    scores |= eval_envs.envs[0].unwrapped.policy_report(act)
-            run.write({f"eval/{name}": score for name, score in scores.items()})
-            last_eval = f", evaluation {returns.mean():.1f} +- {returns.std():.1f}"
-
-        # Save; all environments start anew, as they do in a run resumed from here
-        if evaluated or (update >= 0 and (update + 1) % args.checkpoint_interval == 0):
-            run.start_episodes(update + 1)
-            run.save(update + 1)
-        elif STOP:
-            run.save(update + 1)
-        if STOP:
-            break
-
-    run.close(), envs.close(), eval_envs.close()
-    if update + 1 < updates:
-        name = signal.Signals(STOP[0]).name
-        print(f"{name}: stopped at environment step {run.global_step:,}; to go on: --resume {run.run_dir}")
-        raise SystemExit(128 + STOP[0])
-    print(f"final{last_eval[1:]} over {args.eval_episodes} episodes; to replay: --evaluate {run.run_dir}")
-    return run.run_dir
+            run_dir = make_run_dir(args)
+            main(args, run_dir)
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001
+        message = f"{type(error).__name__}: {error}"
+        if run_dir is not None:
+            with suppress(OSError):  # on a full disk
+                (run_dir / "checkpoint.tmp").unlink(missing_ok=True)
+                (run_dir / "error.txt").write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
+            message += f" (more in {run_dir}/error.txt); the last checkpoint stays, --resume {run_dir} goes on from it"
+        print(f"{Path(__file__).name}: error: {' '.join(message.split())}", file=sys.stderr)
+        sys.exit(130 if isinstance(error, KeyboardInterrupt) else 2 if run_dir is None else 1)
 
 
 if __name__ == "__main__":
-    cli_args = tyro.cli(Args)
-    if cli_args.evaluate is not None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, without a traceback
-        replay(cli_args)
-    else:
-        signal.signal(signal.SIGINT, request_stop), signal.signal(signal.SIGTERM, request_stop)
-        main(*(resume(cli_args.resume) if cli_args.resume is not None else (cli_args,)))
+    run_command_line()

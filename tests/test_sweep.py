@@ -1,179 +1,130 @@
-"""The sweep makes every run of its grid, survives one that crashes, and completes on rerun."""
+"""The sweep makes its own runs, whatever happens to them. As a program, this file is a fake script that it trains."""
 
-import json
 import os
 import re
-import shutil
 import signal
-import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from subprocess import PIPE, STDOUT, Popen
 
 import pytest
-import torch
+import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = {
-    "total-timesteps": 400, "learning-starts": 40, "num-envs": 2, "batch-size": 8, "diffusion-steps": 2, "entropy-samples": 8,
-    "entropy-interval": 50, "eval-interval": 100, "eval-episodes": 2, "device": "cpu",
-}  # fmt: skip
-TINY = [word for name, value in TINY.items() for word in (f"--{name}", str(value))]
-TINY += ["--hidden-sizes", "16", "16", "16", "--no-compile"]
+FAKE = ["--commands", "tests/test_sweep.py", "--processes", "2", "--threads", "1"]
+TINY = ["--total-timesteps=120", "--learning-starts=40", "--num-envs=2", "--batch-size=8", "--eval-episodes=1"]
+TINY += ["--diffusion-steps=2", "--entropy-samples=8", "--device=cpu", "--no-compile", "--hidden-sizes", "16", "16"]
 
 
-@pytest.fixture
-def sweep(tmp_path):
-    def run(*options, arguments=()):
-        command = [sys.executable, ROOT / "benchmarks" / "sweep.py", *options, "--", *TINY, *arguments]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "PYTHONWARNINGS": "ignore"}
-        return subprocess.run(
-            command, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
-        )
-
-    return run
+@dataclass
+class Args:
+    env_id: str = ""
+    seed: int = 1
+    resume: str | None = None
 
 
-def updates(run_dir):
-    return torch.load(run_dir / "checkpoint.pt", weights_only=True)["update"]
+def train(args):
+    signal.signal(signal.SIGTERM, lambda *_: (print("stopped", flush=True), os._exit(143)))
+    signal.alarm(100)  # where a test fails
+    checkpoint = Path(args.resume or f"runs/{args.env_id}") / "checkpoint.pt"
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    first = int(checkpoint.read_text()) if args.resume else 0
+    print(f"from {first} in", os.environ.get("RAY_RAYLET_PID"), os.getppid(), os.getpid(), flush=True)
+    for step in range(first, 3):
+        assert args.env_id != "Bad", "the simulator diverged"
+        checkpoint.write_text(str(step + 1))
+        print("did", step + 1, flush=True)
+        if args.env_id == "Killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        while checkpoint.parent.name == "Slow" and not Path("../../../go").exists():
+            time.sleep(0.05)
 
 
-def test_a_run_that_crashes_and_a_rerun(sweep, tmp_path):
-    grid = ["--commands", "dacer.py", "--env-ids", "toy_envs:Reach-v0", "toy_envs:Failing-v0", "--processes", "2"]
-    first = sweep(*grid, "--threads", "1")
-    assert first.returncode == 1, first.stderr
-    good, bad = first.stdout.strip().splitlines()
-    assert good.startswith("Reach-v0 dacer seed 1: 180 of 180 updates, complete; runs/Reach-v0__dacer__1__")
-    assert bad.startswith(
-        "Failing-v0 dacer seed 1: 0 of 180 updates, FAILED: toy_envs:Failing-v0 failed at environment"
-    )
-    assert "the simulator diverged" in bad
-    assert "180/180" in first.stderr  # the progress
-
-    complete, crashed = sorted((tmp_path / "runs").glob("*__1__*"), reverse=True)
-    before = (complete / "checkpoint.pt").read_bytes()
-    args = json.loads((crashed / "args.json").read_text())
-    assert (args["env_id"], args["seed"], args["diffusion_steps"]) == ("toy_envs:Failing-v0", 1, 2)
-
-    # A shorter run than the one that is there is another run
-    assert sweep(*grid[:4], "--threads", "1", arguments=["--total-timesteps", "200"]).returncode == 0
-    assert before == (complete / "checkpoint.pt").read_bytes()
-    (shorter,) = set((tmp_path / "runs").glob("Reach*")) - {complete}
-    assert updates(shorter) == 80
-    shutil.rmtree(shorter)
-
-    # Given again, with a second seed and longer: what is there goes on, and what is missing is made
-    second = sweep(*grid[:4], "--seeds", "1", "2", "--threads", "1", arguments=["--total-timesteps", "440"])
-    assert second.returncode == 0, second.stdout + second.stderr
-    assert second.stdout.count("200 of 200 updates, complete") == 2
-    assert updates(complete) == 200
-    assert before != (complete / "checkpoint.pt").read_bytes()
-    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/checkpoint.pt")}
-    assert len(times) == 3
-    assert sweep(*grid[:4], "--seeds", "1", "2", arguments=["--total-timesteps", "440"]).returncode == 0
-    assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/checkpoint.pt")}
-
-
-def test_a_run_that_is_killed_is_resumed(tmp_path, monkeypatch):
-    """It goes on in its folder, from its checkpoint."""
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
-    import sweep
-
-    (job,) = sweep.make_jobs(sweep.Options(tuple(TINY), ("toy_envs:Reach-v0",), ("dacer_v2.py --q-grad-weight 0",)))
-    started, Popen = [], subprocess.Popen
-
-    class Watched(Popen):
-        def __init__(self, command, **options):
-            started.append(command)
-            super().__init__(command, **options)
-
-        def wait(self):
-            while len(started) == 1 and self.poll() is None:  # the first is killed once it has been evaluated
-                _, update = sweep.find_run(job)
-                if update > 0:
-                    self.kill()
-            return super().wait()
-
-    monkeypatch.setattr(subprocess, "Popen", Watched)
-    assert sweep.run_job(job, threads=1, retries=1) == 0
-    run_dir, update = sweep.find_run(job)
-    assert update == 180
-    assert len(started) == 2
-    assert started[1][2:] == ["--resume", str(run_dir), "--total-timesteps", "400"]
-    assert sweep.progress(job)[0] == 180
 
 
-def test_ctrl_c_saves_the_runs(tmp_path):
-    """In a terminal it reaches the whole process group; a run that got two signals would end without a checkpoint."""
-    command = [
-        sys.executable,
-        ROOT / "benchmarks" / "sweep.py",
-        "--commands",
-        "dacer.py",
-        "--env-ids",
-        "toy_envs:Reach-v0",
-    ]
-    arguments = [
-        *TINY,
-        "--total-timesteps",
-        "1000000",
-        "--eval-interval",
-        "1000000",
-        "--checkpoint-interval",
-        "1000000",
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "PYTHONWARNINGS": "ignore"}
-    process = subprocess.Popen(
-        [*command, "--", *arguments], cwd=tmp_path, env=environment, text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    started = time.time()
-    while time.time() < started + 120 and not any(
-        re.search(r"[1-9]\d*/499980 ", log.read_text()) for log in tmp_path.glob("runs/logs/*.log")
-    ):
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)
-    printed, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, printed
-    assert "stopped by SIGINT; the same command goes on from the checkpoints" in printed
-    (run_dir,) = (path.parent for path in tmp_path.glob("runs/*/checkpoint.pt"))
-    assert updates(run_dir) > 0
+def start(*options):
+    command = [sys.executable, ROOT / "benchmarks" / "sweep.py", *options]
+    return Popen(command, start_new_session=True, stdout=PIPE, stderr=STDOUT, text=True)
 
 
-@pytest.mark.parametrize(
-    "options, says",
-    [
-        (["--commands", "ppo.py"], "must begin with dacer.py or dacer_v2.py, but one is 'ppo.py'"),
-        (["--commands", "dacer.py --q-grad-weight 1"], "q-grad-weight"),
-        (["--commands", "dacer.py --tau 3"], "--tau must be between"),
-        (["--seeds", "1", "1"], "the grid holds a run twice"),
-    ],
-)
-def test_bad_input(sweep, tmp_path, options, says):
-    """A mistake shows before anything runs."""
-    done = sweep(*options)
-    assert done.returncode == 2
-    assert says in done.stderr + done.stdout
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "runs").exists()
+def end(sweep, code=0):
+    printed, _ = sweep.communicate(timeout=100)
+    assert sweep.returncode == code, printed
+    return printed
 
 
-def test_ray(sweep):
-    pytest.importorskip("ray")
-    done = sweep(
-        "--commands",
-        "dacer.py",
-        "--env-ids",
-        "toy_envs:Reach-v0",
-        "--seeds",
-        "1",
-        "2",
-        "--threads",
-        "1",
-        "--ray",
-        "local",
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("180 of 180 updates, complete") == 2
+def logs():
+    return [path.read_text() for path in sorted(Path().glob("runs/sweep/*/log.txt"))]
+
+
+def wait_for(text, jobs=1):
+    deadline = time.time() + 60
+    while sum(text in log for log in logs()) < jobs and time.time() < deadline:
+        time.sleep(0.05)
+
+
+def test_failed_and_killed_jobs():
+    grid = [*FAKE, "--env-ids", "Bad", "Good", "Killed"]
+    printed = end(start(*grid), code=1)
+    assert re.search(r"Bad\S+: FAILED \(1\): AssertionError: the simulator diverged", printed)
+    assert [re.findall("from .", log) for log in logs()] == [["from 0"], ["from 0"], ["from 0", "from 1"]]
+    end(start(*grid), code=1)
+    assert [len(re.findall("from .", log)) for log in logs()] == [2, 1, 2]  # only what is missing ran again
+
+
+def test_a_foreign_run_is_left_alone():
+    Path("toy_envs.py").symlink_to(ROOT / "tests" / "toy_envs.py")  # a task of the caller's folder
+    grid = ["--commands", "dacer.py", "--env-ids", "toy_envs:Reach-v0", "--", *TINY]
+    end(start(*grid))
+    (foreign,) = Path().glob("runs/sweep/Reach-v0__dacer.py__1__*/runs/*")
+    foreign.rename(f"runs/{foreign.name}")  # the same arguments, and complete
+    Path("runs/sweep").rename("moved")
+    end(start(*grid))
+    (own,) = Path().glob("runs/sweep/*/runs/*/checkpoint.pt")
+    assert own.parent.name != foreign.name
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_sweep_goes_on(signum):
+    killed = signum == signal.SIGKILL  # then its jobs go on alone, and the next sweep waits for them
+    sweep = start(*FAKE, "--env-ids", "Slow", "--seeds", "1", "2", "3")
+    wait_for("did 1", jobs=2)
+    os.killpg(sweep.pid, signum)
+    end(sweep, code=-9 if killed else 130)
+    assert killed or all(log.endswith("did 1\nstopped\n") for log in logs() if log)
+    sweep = start(*FAKE, "--env-ids", "Slow", "--seeds", "1", "2", "3")
+    Path("go").touch()
+    end(sweep)
+    assert [re.findall("from (.)", log) for log in logs()] == [["0", "3" if killed else "1"]] * 2 + [["0"]]
+
+
+def test_bad_grid():
+    bad = {"ppo.py": "not a script that trains", f"{FAKE[1]} --tau 1": "--tau", f"{FAKE[1]} --seed 1": "a job twice"}
+    for command, says in bad.items():
+        printed = end(start("--commands", f"{FAKE[1]} --seed 1", command), code=2)
+        assert says in printed and "Traceback" not in printed and not Path("runs").exists()
+
+
+def test_a_ray_cluster_loses_a_machine():
+    cluster = pytest.importorskip("ray.cluster_utils").Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    node = cluster.add_node(num_cpus=1)
+    sweep = start(*FAKE, "--env-ids", "Slow", "--ray", cluster.address)
+    wait_for("did 1")
+    cluster.add_node(num_cpus=1)
+    cluster.remove_node(node, allow_graceful=False)
+    for pid in re.findall(r"\d+", logs()[0].splitlines()[0])[-2:]:  # worker and script, which would outlive it
+        os.kill(int(pid), signal.SIGKILL)
+    wait_for("from 1")
+    Path("go").touch()
+    end(sweep)
+    cluster.shutdown()
+    assert len(set(re.findall(r"in (\d+)", logs()[0]))) == 2
+
+
+if __name__ == "__main__":
+    train(tyro.cli(Args))
