@@ -119,9 +119,7 @@ gym.register("MultiGoal-v0", MultiGoalEnv, max_episode_steps=MAX_STEPS)
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 COLORS += ["#332288", "#882255", "#999933", "#661100", "#44AA99", "#DDCC77", "#808080"]
 STARTS = [(0.0, 0.0), (-0.5, 0.5), (0.5, 0.5), (0.5, -0.5), (-0.5, -0.5)]
-CAPTION = (
-    "coloured by the goal reached (grey: none)\n[...]: rollouts that reach each goal, counter-clockwise from the right"
-)
+CAPTION = "coloured by the goal reached (grey: none)\n[...]: how many reach each goal, counter-clockwise from the right"
 
 
 class Run:
@@ -137,7 +135,7 @@ class Run:
         args = self.agent.args
         if args.env_id.split(":")[-1] != "MultiGoal-v0":
             fail(f"{folder} is a run on {args.env_id}; these pictures are for multigoal_env:MultiGoal-v0")
-        self.folder, self.seed, self.env = folder, args.seed, MultiGoalEnv(**json.loads(args.env_kwargs))
+        self.folder, self.env = folder, MultiGoalEnv(**json.loads(args.env_kwargs))
         self.algorithm = f"{'DACERv2' if is_v2 else 'DACER'}, T = {args.diffusion_steps}"
         if is_v2:
             unweighted = args.time_weight_c == args.time_weight_d == 0
@@ -224,7 +222,10 @@ def starts_picture(run: Run):
 
 
 def comparison_picture(runs: list[Run]):
-    """200 rollouts from the origin: a row for each algorithm, a column for each number of goals; of several runs the median."""
+    """200 rollouts from the origin: a row for each algorithm, a column for each number of goals.
+
+    Of several runs it shows the median one by coverage, of the two in the middle the worse.
+    """
     rows = list(dict.fromkeys(run.algorithm for run in runs))
     columns = sorted({len(run.env.goals) for run in runs})
     figure = new_figure(3.6 * len(columns), 4.2 * len(rows) + 0.4)
@@ -257,12 +258,12 @@ def main(runs: Annotated[tuple[Path, ...], tyro.conf.Positional]) -> None:
     Args:
         runs: folders of runs on the multi-goal task, of dacer.py or dacer_v2.py
     """
-    if not runs:
-        fail("name the folder of at least one run on multigoal_env:MultiGoal-v0")
-    loaded = [Run(folder) for folder in runs]
     from matplotlib.image import imread
     from torch.utils.tensorboard import SummaryWriter
 
+    if not runs:
+        fail("name the folder of at least one run on multigoal_env:MultiGoal-v0")
+    loaded = [Run(folder) for folder in runs]
     for run in loaded:
         print(f"{run.folder}: {run.name}: coverage {run.report['coverage']:.3f}, arrived {run.report['arrived']:.1%}")
         with SummaryWriter(run.folder, filename_suffix=".pictures") as writer:
