@@ -1,4 +1,4 @@
-"""The multi-goal task: a point mass in the plane with several equally good goals, and pictures of what was learned on it.
+"""The multi-goal task: a point mass in the plane with several equally good goals, and pictures of what was learned.
 
 From the origin all goals are equally good, so a policy that reaches every one of them is multimodal. Train on it with
 
@@ -42,14 +42,14 @@ class MultiGoalEnv(gym.Env):
     """
 
     metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 10}
-    observation_space = gym.spaces.Box(-BOUND, BOUND, (2,), np.float32)
-    action_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
 
     def __init__(self, num_goals: int = 4, render_mode: str | None = None):
         if num_goals not in range(2, 13):
             raise ValueError(f"num_goals must be 2 to 12, but it is {num_goals}")
         angle = 2 * np.pi * np.arange(num_goals) / num_goals
         self.goals = GOAL_RADIUS * np.stack([np.cos(angle), np.sin(angle)], -1)  # (num_goals, 2)
+        self.observation_space = gym.spaces.Box(-BOUND, BOUND, (2,), np.float32)
+        self.action_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
         self.render_mode = render_mode
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
@@ -83,7 +83,7 @@ class MultiGoalEnv(gym.Env):
         return picture
 
     def rollouts(self, act: Act, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """From starts (n, 2): trajectories (steps + 1, n, 2), which rest on arrival, and goals reached (n,), -1 for none."""
+        """From starts (n, 2): paths (steps + 1, n, 2), which rest on arrival, and the goals reached (n,), -1 for none."""
         position, goals, path = starts, np.full(len(starts), -1), [starts]
         for _ in range(MAX_STEPS):
             moved, _, arrived = self.advance(position, act(position.astype(np.float32)))

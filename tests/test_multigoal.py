@@ -1,4 +1,4 @@
-"""The multi-goal task against numbers worked out by hand, and its pictures of policies that go straight to known goals."""
+"""The multi-goal task against numbers worked out by hand, and its pictures of policies that go straight to goals."""
 
 import json
 from functools import partial
