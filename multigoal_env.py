@@ -83,7 +83,7 @@ class MultiGoalEnv(gym.Env):
         return picture
 
     def rollouts(self, act: Act, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """From starts (n, 2): paths (steps + 1, n, 2), which rest on arrival, and the goals reached (n,), -1 for none."""
+        """From starts (n, 2): paths (steps + 1, n, 2), which rest on arrival, and goals reached (n,), -1 for none."""
         position, goals, path = starts, np.full(len(starts), -1), [starts]
         for _ in range(MAX_STEPS):
             moved, _, arrived = self.advance(position, act(position.astype(np.float32)))
@@ -195,8 +195,8 @@ def policy_picture(run: Run):
     path, goals = run.env.rollouts(run.new_act(), points)
     steps, colors = path[1] - points, [COLORS[goal] for goal in goals]
     axes.quiver(*points.T, *steps.T, color=colors, angles="xy", scale_units="xy", scale=1, width=0.004)
-    title = f"{run.name}\n5 sampled actions at each point, coloured by the goal reached from there (grey: none)"
-    axes.set_title(title, fontsize=9)
+    title = f"{run.name}\n5 sampled actions at each point, coloured by the goal then reached (grey: none)"
+    axes.set_title(title, fontsize=8)
     return figure
 
 
@@ -214,9 +214,9 @@ def value_picture(run: Run):
 
 def starts_picture(run: Run):
     """200 rollouts from each of five starts around the origin."""
-    figure = new_figure(14, 3.6)
+    figure = new_figure(14, 3.7)
     for axes, start in zip(figure.subplots(1, len(STARTS)), STARTS):
-        axes.set_title(f"from {start}: {draw_rollouts(axes, run, start)}", fontsize=9)
+        axes.set_title(f"from {start}\n{draw_rollouts(axes, run, start)}", fontsize=8)
     figure.suptitle(f"{run.name}: 200 rollouts from each start (+), {CAPTION}", fontsize=10)
     return figure
 
