@@ -12,7 +12,6 @@ The policy is the reverse process of a diffusion model; it denoises x_T ~ N(0, I
     a       = clip(x_0 + alpha lambda N(0, I), -1, 1)                             exploration noise: off in evaluation
 
 with abar_t = prod_{i <= t} (1 - beta_i). Unlike SAC's, alpha stands in no loss: it scales the exploration noise alone.
-
 Every update, on a batch (s, a, r, s') and with all gradients at the parameters from before it:
 
     critics:  y = reward_scale r + gamma (1 - terminated) min_i m_i'(s', a'), a' ~ policy(s'), in the DSAC loss below
@@ -28,9 +27,7 @@ import json
 import math
 import os
 import random
-import shutil
 import signal
-import subprocess
 import sys
 import traceback
 import zipfile
@@ -39,7 +36,6 @@ from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -53,7 +49,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-ALGORITHM = "dacer_v2"
+ALGORITHM, VERSION = "dacer_v2", 2  # of what a checkpoint holds
 
 
 @dataclass
@@ -101,7 +97,6 @@ TASKS = {
 }
 EVAL_STEPS, TIMEOUT = 10_000, 600.0  # at which an evaluation's episodes are cut; seconds for a worker process's step
 LIMIT = """set a limit: --env-kwargs '{"max_episode_steps": 1000}'"""
-VERSION = 2  # of what a checkpoint holds
 
 
 class Mish(nn.Module):
@@ -133,16 +128,14 @@ class DiffusionPolicy(nn.Module):
         self.time_mlp = mlp(time_dim, 2 * time_dim, time_dim)
         self.eps_net = mlp(sum(self.dims), *hidden_sizes, act_dim)  # on [s, x_t, time embedding]
         t, b_min, b_max = np.arange(1, T + 1), 0.1, 10.0  # bounds of the variance-preserving schedule
-        beta = 1 - np.exp(-b_min / T - (b_max - b_min) * (2 * t - 1) / (2 * T**2))
-        abar = np.cumprod(1 - beta)
-        schedule = np.stack([beta, abar, np.append(1.0, abar[:-1])], -1)  # (T, 3): beta_t, abar_t, abar_{t-1}
-        self.register_buffer("schedule", torch.from_numpy(schedule), persistent=False)
+        beta = np.append(0, 1 - np.exp(-b_min / T - (b_max - b_min) * (2 * t - 1) / (2 * T**2)))  # beta[t], t = 0..T
+        self.beta, self.abar = beta.tolist(), np.cumprod(1 - beta).tolist()
         phase = (t - 1)[:, None] * 10_000.0 ** -(np.arange(time_dim // 2) / (time_dim // 2))  # zero-based in here alone
         embedding = np.concatenate([np.sin(phase), np.cos(phase)], -1) / np.sqrt(time_dim)  # (T, time_dim)
-        self.register_buffer("time_embedding", torch.from_numpy(embedding).float(), persistent=False)
+        self.register_buffer("time_embedding", torch.from_numpy(embedding).float())
 
     def context(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """What states obs (..., obs_dim) and t = 1..T add to eps_net's first layer, (..., H) and (T, H); once a chain."""
+        """What states obs (..., obs_dim) and t = 1..T add to eps_net's first layer, (..., H) and (T, H), once."""
         w_s, _, w_t = self.eps_net[0].weight.split(self.dims, 1)
         return F.linear(obs, w_s, self.eps_net[0].bias), F.linear(self.time_mlp(self.time_embedding), w_t)
 
@@ -151,19 +144,16 @@ class DiffusionPolicy(nn.Module):
         w_x = self.eps_net[0].weight.split(self.dims, 1)[1]
         return self.eps_net[1:](s + F.linear(x, w_x) + t)
 
-    def denoise_step(self, s: Tensor, x: Tensor, t: Tensor, schedule: Tensor, noise: Tensor) -> Tensor:
-        """x_{t-1} (..., d) from x_t and noise (..., d); s and t as in `eps_theta`, and the step's row of `schedule`."""
-        beta, abar, abar_prev = schedule.unbind()
-        x0 = (x / abar.sqrt() - (1 / abar - 1).sqrt() * self.eps_theta(s, x, t)).clamp(-1, 1)
-        mean = x0 * (beta * abar_prev.sqrt() / (1 - abar)) + x * ((1 - abar_prev) * (1 - beta).sqrt() / (1 - abar))
-        return mean + (beta * (1 - abar_prev) / (1 - abar)).sqrt() * noise  # without noise at t = 1
-
     def denoise(self, context: tuple[Tensor, Tensor], noise: Tensor) -> list[Tensor]:
         """The chain [x_0, ..., x_T], each (..., d), from the normals of `draw_noise`."""
-        s, times = context
-        chain = [noise[self.T].clone()]  # a copy, since the inputs of a compiled region may not overlap
+        (s, times), beta, abar, chain = context, self.beta, self.abar, [noise[self.T]]
         for t in range(self.T, 0, -1):
-            chain.insert(0, self.denoise_step(s, chain[0], times[t - 1], self.schedule[t - 1], noise[t - 1]))
+            eps = self.eps_theta(s, chain[0], times[t - 1])
+            x0 = (chain[0] / math.sqrt(abar[t]) - math.sqrt(1 / abar[t] - 1) * eps).clamp(-1, 1)
+            from_x0 = beta[t] * math.sqrt(abar[t - 1]) / (1 - abar[t])
+            from_xt = (1 - abar[t - 1]) * math.sqrt(1 - beta[t]) / (1 - abar[t])
+            std = math.sqrt(beta[t] * (1 - abar[t - 1]) / (1 - abar[t]))  # 0 at t = 1
+            chain.insert(0, from_x0 * x0 + from_xt * chain[0] + std * noise[t - 1])
         return chain
 
     def forward(self, obs: Tensor, noise: Tensor, noise_std: float | Tensor = 0.0) -> Tensor:
@@ -172,7 +162,7 @@ class DiffusionPolicy(nn.Module):
 
     def draw_noise(self, *rows: int, generator: torch.Generator | None = None) -> Tensor:
         """A chain's normals (T + 1, *rows, d): x_T last, then those of steps t = T..2; the first is for exploration."""
-        return torch.randn(self.T + 1, *rows, self.dims[1], device=self.schedule.device, generator=generator)
+        return torch.randn(self.T + 1, *rows, self.dims[1], device=self.time_embedding.device, generator=generator)
 
 
 class TwinCritic(nn.Module):
@@ -184,8 +174,7 @@ class TwinCritic(nn.Module):
 
     def forward(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """Means and stds, (2, B) each, for obs (B, obs_dim) and actions (B, d)."""
-        x = torch.cat([obs, action], -1)
-        out = torch.stack([self.q1(x), self.q2(x)])  # (2, B, 2)
+        out = torch.stack([q(torch.cat([obs, action], -1)) for q in (self.q1, self.q2)])  # (2, B, 2)
         return out[..., 0], F.softplus(out[..., 1])
 
 
@@ -205,31 +194,26 @@ def mixture_entropy(actions: Tensor, K: int = 3) -> Tensor:
     for _ in range(10):
         resp = F.one_hot(torch.cdist(x, centres).argmin(-1), K).to(x.dtype)  # responsibilities (S, n, K)
         centres = resp.mT @ x / resp.sum(1)[..., None].clamp(min=1)
-    eye = torch.eye(d, dtype=x.dtype, device=x.device)
-    states, entropy = torch.arange(S, device=x.device), x.new_zeros(S)
-    likelihood, change = x.new_full((S,), -math.inf), x.new_full((S,), math.inf)
+    eye, states, entropy = torch.eye(d).to(x), torch.arange(S, device=x.device), x.new_zeros(S)
+    last, change = x.new_full((S,), -math.inf), x.new_full((S,), math.inf)  # mean log-likelihoods
     for _ in range(101):
         # M-step: weights (S, K), means (S, K, d), Cholesky factors of the covariances (S, K, d, d)
         count = resp.sum(1) + 1e-12
         weight, mean = count / n, resp.mT @ x / count[..., None]
         second = (resp.mT[..., None] * x[:, None]).mT @ x[:, None] / count[..., None, None]
-        factor = torch.linalg.cholesky(second - mean[..., None] * mean[..., None, :] + 1e-6 * eye)
-        half_log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        entropy[states] = (weight * (half_log_det - weight.log())).sum(-1) + 0.5 * d * math.log(2 * math.pi * math.e)
-        # Only states whose mean log-likelihood still changes go on
-        on = change >= 1e-3
+        chol = torch.linalg.cholesky(second - mean[..., None] * mean[..., None, :] + 1e-6 * eye)
+        log_det = chol.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # of chol
+        entropy[states] = (weight * (log_det - weight.log())).sum(-1) + 0.5 * d * math.log(2 * math.pi * math.e)
+        on = change >= 1e-3  # only states whose likelihood still changes go on
         if not on.any():
             break
-        states, x, weight, mean, factor, half_log_det, likelihood = (
-            value[on] for value in (states, x, weight, mean, factor, half_log_det, likelihood)
-        )
+        states, x, weight, mean, chol, log_det, last = (v[on] for v in (states, x, weight, mean, chol, log_det, last))
         # E-step: log(w_k N(x; mu_k, Sigma_k)) (S, K, n), but for a constant
-        whiten = torch.linalg.solve_triangular(factor, eye, upper=False).mT
+        whiten = torch.linalg.solve_triangular(chol, eye, upper=False).mT
         z = x[:, None] @ whiten - mean[..., None, :] @ whiten  # (S, K, n, d)
-        log_prob = (weight.log() - half_log_det)[..., None] - 0.5 * z.square().sum(-1)
-        resp = log_prob.softmax(1).mT
-        previous, likelihood = likelihood, log_prob.logsumexp(1).mean(-1)
-        change = (likelihood - previous).abs()
+        log_prob = (weight.log() - log_det)[..., None] - 0.5 * z.square().sum(-1)
+        resp, previous, last = log_prob.softmax(1).mT, last, log_prob.logsumexp(1).mean(-1)
+        change = (last - previous).abs()
     return entropy.float()
 
 
@@ -254,13 +238,12 @@ class Agent(nn.Module):
         self.target_entropy = -0.9 * act_dim
         self.register_buffer("omega", torch.zeros(2))  # running mean of the critics' stds; 0: not yet set
         self.to(args.device)
-        groups = [{"params": [*self.policy.parameters(), *self.critic.parameters()]}]
-        groups += [{"params": [self.log_alpha], "lr": args.alpha_lr}]
-        self.optimizer = torch.optim.Adam(groups, args.learning_rate, fused=True)
-        if args.compile:  # gradients as one graph, in which the chain's step is compiled just once
-            step, with_autograd = self.policy.denoise_step, torch._dynamo.config.patch(trace_autograd_ops=True)
-            self.policy.denoise_step = torch.compiler.nested_compile_region(lambda *inputs: step(*inputs))
-            self.gradients = with_autograd(torch.compile(self.gradients, fullgraph=True, dynamic=False))
+        networks = [*self.policy.parameters(), *self.critic.parameters()]
+        self.optimizer = torch.optim.Adam(networks, args.learning_rate, fused=True)
+        self.optimizer.add_param_group({"params": [self.log_alpha], "lr": args.alpha_lr})
+        if args.compile:
+            with_gradients = torch._dynamo.config.patch(trace_autograd_ops=True)  # losses and gradients as one graph
+            self.backward = with_gradients(torch.compile(self.backward, fullgraph=True, dynamic=False))
             options = {"cpp_wrapper": args.device == "cpu", "size_asserts": False}  # in single actions, Python counts
             self.policy.forward = torch.compile(self.policy.forward, dynamic=False, options=options)
 
@@ -274,11 +257,8 @@ class Agent(nn.Module):
         obs = torch.as_tensor(obs, dtype=torch.float32, device=self.args.device)
         return self.policy(obs, self.policy.draw_noise(len(obs)), self.noise_std())
 
-    def gradients(self, batch: Batch, draws: tuple, update_policy: bool) -> tuple[tuple[Tensor, ...], Tensor, dict]:
-        """Gradients of the critics' loss (DSAC) and, if asked, the policy's; the new omega (2,); statistics.
-
-        draws: the target action's noise (as from `draw_noise`), z (2, B), and what `policy_loss` takes after the batch.
-        """
+    def backward(self, batch: Batch, draws: tuple, update_policy: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """Gradients of the critics' loss (DSAC) and, if asked, of the policy's. Returns new omega (2,); statistics."""
         args, (next_noise, z, *policy_draws) = self.args, draws
         with torch.no_grad():
             next_action = self.policy(batch.next_obs, next_noise, self.noise_std())
@@ -299,12 +279,13 @@ class Agent(nn.Module):
             mean_slope = (y - m) / (s**2 + 0.1)
             std_slope = ((m - y_b) ** 2 - s**2) / (s**3 + 0.1)
         critic_loss = -(omega**2 + 0.1) * (mean * mean_slope + std * std_slope).mean(1)  # (2,)
-        loss, parameters = critic_loss.sum(), list(self.critic.parameters())
+        loss = critic_loss.sum()
         stats = {"qf{}_loss": critic_loss.detach(), "qf{}_values": m.mean(1), "qf{}_std": mean_std, "omega{}": omega}
         if update_policy:  # no parameter has a gradient from both losses, so that they may be added
             policy_loss, policy_stats = self.policy_loss(batch, *policy_draws)
-            loss, parameters, stats = loss + policy_loss, [*parameters, *self.policy.parameters()], stats | policy_stats
-        return torch.autograd.grad(loss, parameters), omega, stats
+            loss, stats = loss + policy_loss, stats | policy_stats
+        loss.backward()
+        return omega, stats
 
     def min_q(self, obs: Tensor, action: Tensor) -> Tensor:
         """min(m_1, m_2)(s, a), (B,); gradients flow to the action, but not to the critics' parameters."""
@@ -343,25 +324,21 @@ class Agent(nn.Module):
 
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """The `step`-th update, from 0; returns statistics. All gradients are taken before any parameter moves."""
-        B, device = len(batch.action), batch.action.device
-        update_policy = step % self.args.policy_frequency == 0
+        B, device, update_policy = len(batch.obs), batch.obs.device, step % self.args.policy_frequency == 0
         draws = self.policy.draw_noise(B), torch.randn(2, B, device=device), self.policy.draw_noise(B)
         if self.args.q_grad_weight > 0:
             draws += (torch.randint(1, self.policy.T + 1, (B,), device=device),)
-        gradients, omega, stats = self.gradients(batch, draws, update_policy)
         self.optimizer.zero_grad()
-        for parameter, gradient in zip([*self.critic.parameters(), *self.policy.parameters()], gradients):
-            parameter.grad = gradient.contiguous()  # fused Adam takes that for granted
+        omega, stats = self.backward(batch, draws, update_policy)
         if step % self.args.entropy_interval == 0:
             stats["entropy"] = self.entropy(batch.obs)
             self.log_alpha.grad = stats["entropy"] - self.target_entropy  # of log_alpha (H - H_target)
         self.optimizer.step()  # leaves parameters without a gradient as they are
         self.omega.copy_(omega)
         if update_policy:
-            targets, critics = list(self.target_critic.parameters()), list(self.critic.parameters())
-            with torch.no_grad():
-                torch._foreach_lerp_(targets, critics, self.args.tau)
-        return {name: value.clone() for name, value in stats.items()}  # CUDA graphs would reuse them
+            for target, parameter in zip(self.target_critic.parameters(), self.critic.parameters()):
+                target.data.lerp_(parameter.data, self.args.tau)
+        return stats
 
 
 class ReplayBuffer:
@@ -372,8 +349,7 @@ class ReplayBuffer:
         self.data = Batch(*(torch.empty(capacity, *shape, device=device) for shape in shapes))
         self.capacity, self.device, self.count = capacity, device, 0  # count: of all transitions ever added
 
-    def add(self, *transitions: np.ndarray | Tensor) -> None:
-        """Stores n transitions, given as the fields of `Batch` with n rows each."""
+    def add(self, *transitions: np.ndarray | Tensor) -> None:  # the fields of `Batch`
         rows = torch.arange(self.count, self.count + len(transitions[0]), device=self.device) % self.capacity
         for stored, new in zip(self.data, transitions):
             stored[rows] = torch.as_tensor(new, device=self.device).to(stored.dtype)
@@ -406,7 +382,7 @@ def make_envs(args: Args, num_envs: int, asynchronous: bool = False, video: str 
         env = gym.make(args.env_id, **json.loads(args.env_kwargs), **({"render_mode": "rgb_array"} if record else {}))
         return Plain(gym.wrappers.RecordVideo(env, video, lambda episode: episode == 0) if record else env)
 
-    makers = [partial(make_env, video != "" and i == 0) for i in range(num_envs)]
+    makers = [lambda record=video != "" and i == 0: make_env(record) for i in range(num_envs)]
     vectorize = gym.vector.AsyncVectorEnv if asynchronous else gym.vector.SyncVectorEnv
     envs = vectorize(makers, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
     if asynchronous:  # a worker that hangs shall not hang the run
@@ -423,7 +399,7 @@ def to_env(action: Tensor, space: gym.spaces.Box) -> np.ndarray:
 
 
 def check_finite(global_step: int, values: dict[str, np.ndarray | Tensor | float]) -> None:
-    """FloatingPointError if a value is NaN, or infinite in single precision; `{}` in its name is its row, from 1."""
+    """FloatingPointError if a value is NaN, or infinite in single precision; `{}` in a name: the row, from 1."""
     for name, value in values.items():
         wrong = ~torch.atleast_1d(torch.as_tensor(value)).float().isfinite()
         if wrong.any():
@@ -433,11 +409,11 @@ def check_finite(global_step: int, values: dict[str, np.ndarray | Tensor | float
 
 def make_actor(policy: DiffusionPolicy, space: gym.spaces.Box, seed: int = 0) -> Callable[[np.ndarray], np.ndarray]:
     """The policy without exploration noise: a flat observation (obs_dim,), or n of them, to the task's action(s)."""
-    generator = torch.Generator(policy.schedule.device).manual_seed(seed)  # its own: training shall not notice
+    generator = torch.Generator(policy.time_embedding.device).manual_seed(seed)  # its own: training shall not notice
 
     @torch.no_grad()
     def act(obs: np.ndarray) -> np.ndarray:
-        rows = torch.atleast_2d(torch.as_tensor(obs, dtype=torch.float32, device=policy.schedule.device))
+        rows = torch.atleast_2d(torch.as_tensor(obs, dtype=torch.float32, device=policy.time_embedding.device))
         if rows.shape[1:] != policy.dims[:1] or not rows.isfinite().all():
             raise ValueError(f"observations must be finite and have a width of {policy.dims[0]}, not {np.shape(obs)}")
         action = to_env(policy(rows, policy.draw_noise(len(rows), generator=generator)), space)
@@ -486,19 +462,15 @@ def load_agent(path: str | Path, device: str = "cpu", compile: bool = False) -> 
     """The trained agent of a run's folder or best.pt. `compile`: some 10 s at the first call with each batch size."""
     checkpoint = load_checkpoint(path)
     agent = Agent(*checkpoint["dims"], Args(**checkpoint["args"] | {"device": device, "compile": compile}))
-    agent.load_state_dict(agent.state_dict() | checkpoint["agent"])  # best.pt lacks the target critics
+    agent.load_state_dict(agent.state_dict() | checkpoint["agent"])  # published ones lack the target critics
     return agent
 
 
 def save(path: Path, agent: Agent, **training: object) -> None:
-    """Writes a checkpoint, complete at every instant; without what `training` needs besides, without targets too."""
-    weights = {name: w for name, w in agent.state_dict().items() if training or not name.startswith("target_critic")}
+    """Writes the agent, and what `training` needs besides, to a file that is complete at every instant."""
     checkpoint = {"algorithm": ALGORITHM, "version": VERSION, "args": asdict(agent.args), "dims": agent.dims}
     with path.with_suffix(".tmp").open("wb") as file:
-        try:
-            torch.save(checkpoint | {"agent": weights} | training, file)
-        except RuntimeError as error:
-            raise error.__context__ or error  # where the disk is full, its own words
+        torch.save(checkpoint | {"agent": agent.state_dict()} | training, file)
         file.flush()
         os.fsync(file.fileno())
     path.with_suffix(".tmp").replace(path)
@@ -517,63 +489,49 @@ def resolve(args: Args) -> Args:
     updates = args.total_timesteps // args.num_envs - math.ceil(args.learning_starts / args.num_envs)
     args.entropy_interval = args.entropy_interval or max(100, updates // 150)  # the paper's: 10,000 of 1.5 million
     envs = make_envs(args, 1)
-    obs_space, space, spec = envs.single_observation_space, envs.single_action_space, envs.envs[0].spec
+    obs_space, space = envs.single_observation_space, envs.single_action_space
     envs.close()
-    box = isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.floating)
+    box = isinstance(space, gym.spaces.Box) and space.dtype.kind == "f" and np.abs([space.low, space.high]).max() < 1e9
     row = 4 * (2 * math.prod(obs_space.shape or ()) + math.prod(space.shape or ()) + 2)  # bytes of a transition
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else sys.maxsize
-    size, bound = row * args.buffer_size, np.abs([space.low, space.high]).max() if box else 0
+    size, memory = row * args.buffer_size, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     wrong = {
         "--total-timesteps leaves no update after the warm-up, --learning-starts": updates < 1,
         "--capture-video goes with --evaluate": args.capture_video and args.evaluate is None,
         "--device cuda: PyTorch finds none here": args.device == "cuda" and not torch.cuda.is_available(),
         f"observations do not flatten into a vector: {obs_space}": not isinstance(obs_space, gym.spaces.Box),
-        f"the action space must be a bounded Box of real numbers, not {space}": not box,
-        f"{space} is not bounded; gymnasium.wrappers.TransformAction gives another one": not bound < 1e9,
-        f"a replay buffer of {size / 1e9:.1f} GB does not fit; try --buffer-size {memory // 2 // row}": size > memory,
+        f"no bounded Box of real actions, but {space}; see gymnasium.wrappers.TransformAction": not box,
+        f"no memory for a replay buffer of {size / 1e9:.1f} GB; try --buffer-size {memory // 2 // row}": size > memory,
     }
     for message in (message for message, applies in wrong.items() if applies):
         raise ValueError(f"{args.env_id}: {message}")
-    print(
-        f"{args.env_id} on {args.device}: {updates:,} updates; replay buffer and checkpoints: up to {size / 1e9:.1f} GB"
-    )
-    if (spec.max_episode_steps or math.inf) > args.checkpoint_interval:
-        print(f"all environments are reset every {args.checkpoint_interval} steps (--checkpoint-interval): {LIMIT}")
+    print(f"{args.env_id} on {args.device}: {updates:,} updates; replay buffer (and checkpoint): {size / 1e9:.1f} GB")
+    print(f"episodes must be shorter than --checkpoint-interval, {args.checkpoint_interval} steps; if need be, {LIMIT}")
     return args
 
 
-def make_run_dir(args: Args) -> Path:
-    """The folder of args.resume, or a new one, with the arguments, the commit, and a copy of this script."""
-    name = f"{args.env_id.split(':')[-1]}__{args.exp_name}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
-    run_dir = Path(args.resume or f"runs/{name.replace('/', '_')}")
-    run_dir = run_dir.parent if run_dir.is_file() else run_dir
-    run_dir.mkdir(parents=True, exist_ok=args.resume is not None)
-    commit = subprocess.getoutput(f'git -C "{Path(__file__).parent}" describe --always --dirty')
+def main(args: Args, run_dir: Path) -> None:
+    """Trains an agent in the folder run_dir, made for it; where that holds a checkpoint, goes on from there."""
+    args = resolve(args)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    commit = os.popen(f'git -C "{Path(__file__).parent}" describe --always --dirty 2>&1').read().strip()
     (run_dir / "args.json").write_text(json.dumps(asdict(args) | {"commit": commit}, indent=2))
-    shutil.copy(__file__, run_dir)
-    return run_dir
-
-
-def main(args: Args, run_dir: Path | None = None) -> Path:
-    """Trains an agent, or goes on with args.resume, and returns the run's folder. `run_dir`: made for resolved args."""
-    if run_dir is None:
-        run_dir = make_run_dir(args := resolve(args))
+    (run_dir / Path(__file__).name).write_bytes(Path(__file__).read_bytes())
     envs, device = make_envs(args, args.num_envs, args.async_envs), args.device
     torch.compiler.reset()  # or a process that trains agent after agent would reach PyTorch's limit of compilations
     torch.manual_seed(args.seed)
     space, obs_dim = envs.single_action_space, math.prod(envs.single_observation_space.shape)
     agent = Agent(obs_dim, math.prod(space.shape), replace(args, resume=None))
     buffer = ReplayBuffer(args.buffer_size, *agent.dims, device)
-    warmup, last = math.ceil(args.learning_starts / args.num_envs), args.total_timesteps // args.num_envs
-    first, best = 0, -math.inf
-    if args.resume is not None:
-        checkpoint = load_checkpoint(args.resume)
+    first, warmup, best = 0, math.ceil(args.learning_starts / args.num_envs), -math.inf
+    if (run_dir / "checkpoint.pt").exists():
+        checkpoint = load_checkpoint(run_dir)
         first, best = checkpoint["step"], checkpoint["best"]
         agent.load_state_dict(checkpoint["agent"])
         agent.optimizer.load_state_dict(deepcopy(checkpoint["optimizer"]))
         buffer.add(*checkpoint["rows"])
         buffer.count = checkpoint["count"]
         del checkpoint  # or its file, replaced by the next checkpoint, would keep its disk space
+    last = max(first, args.total_timesteps // args.num_envs)
     writer = SummaryWriter(run_dir, purge_step=first * args.num_envs + 1)  # strikes out what a killed run wrote later
     pace = {} if sys.stderr.isatty() else {"mininterval": 60, "maxinterval": 60, "bar_format": "{l_bar}{r_bar}\n"}
     bar = tqdm(range(first, last), args.env_id, last, initial=first, unit=" steps", unit_scale=args.num_envs, **pace)
@@ -589,12 +547,9 @@ def main(args: Args, run_dir: Path | None = None) -> Path:
                 save(run_dir / "checkpoint.pt", agent, step=step, best=best, **state)
                 if step == last:
                     break
-                seed = (
-                    int(np.random.SeedSequence((args.seed, step)).generate_state(1)[0]) >> 2
-                )  # tasks may take 31 bits
-                random.seed(seed)
-                np.random.seed(seed)
-                torch.manual_seed(seed)
+                seed = int(np.random.SeedSequence((args.seed, step)).generate_state(1)[0] >> 2)  # 30 bits: some take 31
+                for seed_generator in (random.seed, np.random.seed, torch.manual_seed):
+                    seed_generator(seed)
                 obs, _ = envs.reset(seed=seed)
                 returns, finished, stats = np.zeros(args.num_envs), [], {}
             # Act
@@ -605,8 +560,7 @@ def main(args: Args, run_dir: Path | None = None) -> Path:
             successor, done = next_obs.copy(), terminated | truncated
             if done.any():  # these have been reset already
                 successor[done] = np.stack(infos["final_obs"][done])
-            quantities = {"action": action, "reward": reward, "observation": successor}
-            check_finite(global_step, {f"{name} of environment {{}}": value for name, value in quantities.items()})
+            check_finite(global_step, {"actions[{}]": action, "rewards[{}]": reward, "observations[{}]": successor})
             # Store
             buffer.add(obs, action, reward, successor, terminated)
             obs, returns = next_obs, returns + reward
@@ -623,8 +577,8 @@ def main(args: Args, run_dir: Path | None = None) -> Path:
                 for name, value in stats.items():  # qf{}_loss: qf1_loss and qf2_loss
                     for i, number in enumerate(value.flatten().tolist(), start=1):
                         writer.add_scalar(f"losses/{name.format(i)}", number, global_step)
-                rate = args.num_envs * (step + 1 - first) / bar.format_dict["elapsed"]
-                writer.add_scalar("charts/SPS", rate, global_step)
+                sps = args.num_envs * (step + 1 - first) / bar.format_dict["elapsed"]
+                writer.add_scalar("charts/SPS", sps, global_step)
                 writer.add_scalar("charts/updates", update + 1, global_step)
                 if finished:
                     writer.add_scalar("charts/episodic_return", np.mean(finished), global_step)
@@ -642,7 +596,6 @@ def main(args: Args, run_dir: Path | None = None) -> Path:
                     save(run_dir / "best.pt", agent)
     envs.close()
     print(f"to replay: --evaluate {run_dir}, or the policy of its best evaluation: --evaluate {run_dir}/best.pt")
-    return run_dir
 
 
 def run_command_line() -> None:
@@ -652,42 +605,39 @@ def run_command_line() -> None:
     run_dir = None  # as long as there is none, what is wrong is the input
     try:
         args = tyro.cli(Args)
-        if folder := args.resume or args.evaluate:
-            here = {
-                "device": Args.device,
-                "resume": args.resume,
-                "evaluate": args.evaluate,
-                "compile": not args.evaluate,
-            }
-            saved = Args(**load_checkpoint(folder)["args"] | here)
+        if (folder := args.resume or args.evaluate) is not None:
+            saved = Args(**load_checkpoint(folder)["args"] | {"resume": args.resume, "evaluate": args.evaluate})
+            saved.device, saved.compile = Args.device, saved.compile and not args.evaluate
             args = tyro.cli(Args, default=saved)
-            allowed = (
-                ["total_timesteps"] if args.resume else ["eval_episodes", "capture_video", "compile", "env_kwargs"]
-            )
+            free = "total_timesteps" if args.resume else "eval_episodes capture_video compile env_kwargs"
             changed = {name for name, value in vars(args).items() if value != getattr(saved, name)}
-            if refused := changed - {"seed", "device", *allowed}:
-                raise ValueError(f"{folder}: --{' --'.join(refused).replace('_', '-')} cannot be changed any more")
-            if args.resume and changed - {"total_timesteps"}:
-                print("another seed or device: from here on not the bits of the run without the change")
-        args = resolve(args)
+            if refused := changed - {"seed", "device", *free.split()}:
+                raise ValueError(f"these cannot be changed in {folder}: {', '.join(refused)}")
+            if changed & {"seed", "device"} and args.resume:
+                print("another seed or device: from here on these are not the bits of the run without the change")
+            args, folder = resolve(args), Path(folder).parent if Path(folder).is_file() else Path(folder)
         if args.evaluate is not None:
-            agent, video = load_agent(args.evaluate, args.device, args.compile), f"{folder}/videos" * args.capture_video
-            returns, _ = evaluate(agent.policy, args, args.seed, video)
-            for episode, episodic_return in enumerate(returns, start=1):
-                print(f"episode {episode}: return {episodic_return:.1f}")
+            agent, video = load_agent(args.evaluate, args.device, args.compile), str(folder / "videos")
+            returns, _ = evaluate(agent.policy, args, args.seed, video if args.capture_video else "")
+            print(
+                *(f"episode {i}: return {episodic_return:.1f}" for i, episodic_return in enumerate(returns, 1)),
+                sep="\n",
+            )
             print(f"{args.env_id}, {len(returns)} episodes: {returns.mean():.1f} +- {returns.std():.1f} (mean +- std)")
         else:
-            run_dir = make_run_dir(args)
-            main(args, run_dir)
+            name = f"{args.env_id.split(':')[-1]}__{args.exp_name}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
+            run_dir = folder or Path("runs", name.replace("/", "_"))
+            main(replace(args, resume=None), run_dir)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001
-        message = f"{type(error).__name__}: {error}"
-        if run_dir is not None:
+        told = error.__context__ if isinstance(error.__context__, OSError) else error  # torch.save hides a full disk
+        message = f"{type(told).__name__}: {told}"
+        if begun := run_dir is not None and run_dir.exists():
             with suppress(OSError):  # on a full disk
                 (run_dir / "checkpoint.tmp").unlink(missing_ok=True)
                 (run_dir / "error.txt").write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
             message += f" (more in {run_dir}/error.txt); the last checkpoint stays, --resume {run_dir} goes on from it"
         print(f"{Path(__file__).name}: error: {' '.join(message.split())}", file=sys.stderr)
-        sys.exit(130 if isinstance(error, KeyboardInterrupt) else 2 if run_dir is None else 1)
+        sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1 if begun else 2)
 
 
 if __name__ == "__main__":
