@@ -414,7 +414,7 @@ def evaluate(policy: DiffusionPolicy, args: Args, seed: int, video: str = "") ->
     else:
         tqdm.write(f"{running.sum()} episodes were cut after {EVAL_STEPS} steps of the evaluation; {LIMIT}")
     report = getattr(envs.envs[0].unwrapped, "policy_report", lambda act: {})  # a task may have measures of its own
-    scores = {"episodic_return": returns.mean(), "episodic_return_std": returns.std(), **report(act)}
+    scores = {"episodic_return": float(returns.mean()), "episodic_return_std": float(returns.std()), **report(act)}
     envs.close()
     return returns, scores
 
@@ -431,7 +431,9 @@ def load_checkpoint(path: str | Path) -> dict:
             raise ValueError(f"it was made by {made_by[0]}.py, version {made_by[1]}")
         return checkpoint
     except Exception as error:  # a broken file fails in many ways
-        raise ValueError(f"no checkpoint of {ALGORITHM}.py in {path}: {type(error).__name__}: {error}") from error
+        raise ValueError(
+            f"no {ALGORITHM} checkpoint in {path}: {type(error).__name__}: {error}".split(". ")[0]
+        ) from error
 
 
 def load_agent(path: str | Path, device: str = "cpu", compile: bool = False) -> Agent:
@@ -480,8 +482,6 @@ def resolve(args: Args) -> Args:
     }
     for message in (message for message, applies in wrong.items() if applies):
         raise ValueError(f"{args.env_id}: {message}")
-    print(f"{args.env_id} on {args.device}: {updates:,} updates; replay buffer (and checkpoint): {size / 1e9:.1f} GB")
-    print(f"episodes must be shorter than --checkpoint-interval, {args.checkpoint_interval} steps; if need be, {LIMIT}")
     return args
 
 
@@ -511,6 +511,8 @@ def main(args: Args, run_dir: Path) -> None:
     writer = SummaryWriter(run_dir, purge_step=first * args.num_envs + 1)  # strikes out what a killed run wrote later
     pace = {} if sys.stderr.isatty() else {"mininterval": 60, "maxinterval": 60, "bar_format": "{l_bar}{r_bar}\n"}
     bar = tqdm(range(first, last), args.env_id, last, initial=first, unit=" steps", unit_scale=args.num_envs, **pace)
+    print(f"{run_dir}: {last - warmup:,} updates on {device}; buffer {sum(x.nbytes for x in buffer.data) / 1e9:.1f} GB")
+    print(f"episodes must be shorter than --checkpoint-interval, {args.checkpoint_interval} steps; if need be, {LIMIT}")
     with writer, bar:
         for step in chain(bar, [last]):
             # Save, and start everything anew from (seed, step): a run that is resumed here does just what this one does
