@@ -431,9 +431,7 @@ def load_checkpoint(path: str | Path) -> dict:
             raise ValueError(f"it was made by {made_by[0]}.py, version {made_by[1]}")
         return checkpoint
     except Exception as error:  # a broken file fails in many ways
-        raise ValueError(
-            f"no {ALGORITHM} checkpoint in {path}: {type(error).__name__}: {error}".split(". ")[0]
-        ) from error
+        raise ValueError(f"{path}, for {ALGORITHM}: {type(error).__name__}: {error}".split(". ")[0]) from error
 
 
 def load_agent(path: str | Path, device: str = "cpu", compile: bool = False) -> Agent:
