@@ -253,9 +253,9 @@ class Agent(nn.Module):
 
     @torch.no_grad()
     def act(self, obs: np.ndarray) -> Tensor:
-        """Actions (n, d) with exploration noise for obs (n, obs_dim)."""
+        """Actions (..., d) with exploration noise for obs (..., obs_dim)."""
         obs = torch.as_tensor(obs, dtype=torch.float32, device=self.args.device)
-        return self.policy(obs, self.policy.draw_noise(len(obs)), self.noise_std())
+        return self.policy(obs, self.policy.draw_noise(*obs.shape[:-1]), self.noise_std())
 
     def backward(self, batch: Batch, draws: tuple, update_policy: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """Gradients of the critics' loss (DSAC) and, if asked, of the policy's. Returns new omega (2,); statistics."""
