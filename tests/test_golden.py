@@ -42,7 +42,9 @@ def case(request):
     path, script, compiled = request.param
     with np.load(path) as arrays:
         yield script, compiled, dict(arrays)
-    print(f"\n{request.node.callspec.id}: largest deviation |a - b| / (1 + |b|) {max(deviations, default=0.0):.1e}")  # for pytest -rP
+    print(
+        f"\n{request.node.callspec.id}: largest deviation |a - b| / (1 + |b|) {max(deviations, default=0.0):.1e}"
+    )  # for pytest -rP
     deviations.clear()
 
 

@@ -242,7 +242,13 @@ def test_an_actor_takes_one_observation_or_many():
     assert act(obs[0]) in space
     assert act(obs[:1]).shape == (1, ACT_DIM)
     assert np.array_equal(dacer.make_actor(agent.policy, space, seed=1)(obs), again(obs))
-    for wrong in (np.ones(OBS_DIM + 1), np.ones((5, OBS_DIM - 1)), np.ones((2, 3, OBS_DIM)), obs * np.nan, obs * np.inf):
+    for wrong in (
+        np.ones(OBS_DIM + 1),
+        np.ones((5, OBS_DIM - 1)),
+        np.ones((2, 3, OBS_DIM)),
+        obs * np.nan,
+        obs * np.inf,
+    ):
         with pytest.raises(ValueError, match="observations must be finite and have a width of 4"):
             act(wrong)
 
