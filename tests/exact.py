@@ -28,7 +28,7 @@ def main(name: str, compile: bool, threads: int) -> None:
     update = algo.Agent.update
     for stop in (12, 77):
 
-        def interrupted(self, batch, step):
+        def interrupted(self, batch, step, stop=stop):
             if step == stop:
                 raise KeyboardInterrupt
             return update(self, batch, step)

@@ -57,7 +57,7 @@ def shell(algo: ModuleType, *arguments: object, **how: object) -> Ended:
     """The script's command line, in a process of its own."""
     how = {"env": ENVIRONMENT, "timeout": 120} | how
     words = [sys.executable, algo.__file__, *map(str, arguments)]
-    done = subprocess.run(words, check=False, capture_output=True, text=True, **how)
+    done = subprocess.run(words, check=False, capture_output=True, text=True, errors="replace", **how)
     return Ended(done.returncode, done.stdout, done.stderr)
 
 

@@ -99,8 +99,8 @@ BAD_ARGUMENTS = [
     ("a step size that is not finite", "Hopper-v4", ["--learning-rate", "inf"], "--learning-rate must be"),
     ("a step size that is no number", "Hopper-v4", ["--learning-rate", "nan"], "--learning-rate must be"),
     ("an unknown device", "Hopper-v4", ["--device", "abacus"], "abacus"),
-    ("no folder to evaluate", "Hopper-v4", ["--evaluate", "missing"], "no checkpoint of"),
-    ("no folder to resume", "Hopper-v4", ["--resume", "missing"], "no checkpoint of"),
+    ("no folder to evaluate", "Hopper-v4", ["--evaluate", "missing"], "missing"),
+    ("no folder to resume", "Hopper-v4", ["--resume", "missing"], "missing"),
 ]
 
 
@@ -167,7 +167,7 @@ def flip_a_byte(path, position=None):
 def test_broken_checkpoint(run_dir, refused, harm):
     harm(run_dir / "checkpoint.pt")
     for option in ("--evaluate", "--resume"):
-        assert "no checkpoint of dacer_v2.py" in refused(option, run_dir)
+        assert str(run_dir) in refused(option, run_dir)
     assert not Path("evil").exists()
 
 
