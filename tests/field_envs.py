@@ -152,7 +152,7 @@ class Observations(Track):
             "discrete": (gym.spaces.Discrete(30), int),
             "scalar": (box(-inf, inf, (), np.float64), lambda k: np.float64(k)),
             "empty": (box(0, 1, (0,), np.float32), lambda k: np.zeros(0, np.float32)),
-            "huge": (box(-inf, inf, (2,), np.float64), lambda k: np.full(2, 1e12 * k)),
+            "huge": (box(-inf, inf, (2,), np.float64), lambda k: np.full(2, 1e12 - k)),
         }[kind]
 
     def observe(self):
