@@ -2,10 +2,9 @@
 
     python tests/kill_and_resume.py --script dacer_v2.py --kills 20 --how saving
 
-Prints what it does; exit code 0 if networks, optimizers, replay buffer, random states and curves are the same bit for bit.
+Prints what it does; exit code 0 if weights, optimizer, replay buffer, best.pt and curves are the same bit for bit.
 """
 
-import json
 import os
 import random
 import signal
@@ -22,7 +21,6 @@ import tyro
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).resolve().parent.parent
-EXIT_CODES = {"kill": -signal.SIGKILL, "saving": -signal.SIGKILL, "term": 143, "int": 130}
 
 
 @dataclass
@@ -42,9 +40,16 @@ class Args:
 
 
 HOPPER = {
-    "env-id": "Hopper-v4", "total-timesteps": 60_000, "learning-starts": 20_000, "diffusion-steps": 5, "entropy-interval": 100,
-    "checkpoint-interval": 100, "eval-interval": 1000, "eval-episodes": 2, "device": "cpu",
-}  # fmt: skip
+    "env-id": "Hopper-v4",
+    "total-timesteps": 60_000,
+    "learning-starts": 20_000,
+    "entropy-interval": 100,
+    "checkpoint-interval": 100,
+    "eval-interval": 300,
+    "eval-episodes": 2,
+    "device": "cpu",
+}
+SIGNALS = {"kill": signal.SIGKILL, "saving": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
 
 
 def differences(a: Any, b: Any, name: str = "") -> list[str]:
@@ -60,81 +65,80 @@ def differences(a: Any, b: Any, name: str = "") -> list[str]:
 
 
 def outcome(run_dir: Path) -> dict[str, Any]:
-    """All that a run computed: its checkpoint and its curves."""
-    checkpoint = torch.load(run_dir / "checkpoint.pt", weights_only=True)
-    del checkpoint["args"]["exp_name"]
+    """All that a run computed: its checkpoint, its best weights and its curves."""
+    files = [run_dir / name for name in ("checkpoint.pt", "best.pt") if (run_dir / name).exists()]
+    saved = {file.name: torch.load(file, weights_only=True) for file in files}
     events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()
     tags = set(events.Tags()["scalars"]) - {"charts/SPS"}
-    return {**checkpoint, "curves": {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}}
+    return saved | {"curves": {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}}
 
 
 def interrupt(process: subprocess.Popen, run_dir: Path, how: str, seconds: float) -> None:
     """Waits for the moment and sends the signal, unless the process ends before."""
-    end, temporary = time.time() + seconds, run_dir / "checkpoint.pt.tmp"
+    end, temporary = time.time() + seconds, run_dir / "checkpoint.tmp"
     while process.poll() is None and time.time() < end:
         time.sleep(0.02)
     while how == "saving" and process.poll() is None and not (temporary.exists() and temporary.stat().st_size > 0):
         time.sleep(0.0002)
-    number = {"term": signal.SIGTERM, "int": signal.SIGINT}.get(how, signal.SIGKILL)
     if process.poll() is None:
-        process.send_signal(number)
+        process.send_signal(SIGNALS[how])
 
 
 def main(args: Args) -> None:
     """Runs both, compares them, and exits with 0 if they are the same."""
     moments = random.Random(args.seed)
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "PYTHONWARNINGS": "ignore"}
+    arguments = args.arguments or [word for name, value in HOPPER.items() for word in (f"--{name}", str(value))]
     with tempfile.TemporaryDirectory() as folder:
-        work, interrupted, within_save = Path(folder), 0, 0
+        interrupted, within_save = 0, 0
 
-        def start(*arguments: str) -> subprocess.Popen:
+        def start(work: str, *words: str) -> subprocess.Popen:
+            Path(folder, work).mkdir(exist_ok=True)
             return subprocess.Popen(
-                [sys.executable, ROOT / args.script, *arguments],
-                cwd=work, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            )  # fmt: skip
+                [sys.executable, ROOT / args.script, *words],
+                cwd=Path(folder, work),
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
 
         def end(process: subprocess.Popen, *codes: int) -> None:
             printed, _ = process.communicate()
             if process.returncode not in codes:
                 sys.exit(f"a run ended with code {process.returncode}, not {codes}:\n{printed[-3000:]}")
 
-        def find(name: str) -> Path | None:
-            return next((path.parent for path in work.glob(f"runs/*__{name}__*/checkpoint.pt")), None)
+        def find(work: str) -> Path | None:
+            return next((path.parent for path in Path(folder, work).glob("runs/*/checkpoint.pt")), None)
 
-        arguments = args.arguments or [word for name, value in HOPPER.items() for word in (f"--{name}", str(value))]
         started = time.time()
-        end(start(*arguments, "--exp-name", "whole"), 0)
+        end(start("whole", *arguments), 0)
         undisturbed = time.time() - started
         print(f"undisturbed: {undisturbed:.0f} s", flush=True)
         most = args.max_seconds or min(undisturbed / 2, 5 + 1.5 * undisturbed / args.kills)  # 5 s: to start
         while interrupted < args.kills:
             run_dir = find("killed")
             if run_dir is not None:  # left by the last kill; the script itself does not mind it
-                (run_dir / "checkpoint.pt.tmp").unlink(missing_ok=True)
-            resumed = ["--resume", str(run_dir)] if run_dir else [*arguments, "--exp-name", "killed"]
-            process = start(*resumed)
+                (run_dir / "checkpoint.tmp").unlink(missing_ok=True)
+            process = start("killed", *(["--resume", str(run_dir)] if run_dir else arguments))
             while run_dir is None and process.poll() is None:
                 time.sleep(0.01)
                 run_dir = find("killed")
             if run_dir is not None:
                 interrupt(process, run_dir, args.how, moments.uniform(0, most))
-                within_save += (run_dir / "checkpoint.pt.tmp").exists()
-            end(process, EXIT_CODES[args.how], 0, -signal.SIGTERM, -signal.SIGINT)
-            if process.returncode in (0, -signal.SIGTERM, -signal.SIGINT):
-                what = "was complete" if process.returncode == 0 else "had not begun"
-                print(f"  the run {what} before the signal: not counted", flush=True)
-                if process.returncode == 0:
-                    break
-                continue
+                within_save += (run_dir / "checkpoint.tmp").exists()
+            end(process, 130, 0, *(-number for number in SIGNALS.values()))
+            if process.returncode == 0:
+                print("  the run was complete before the signal: not counted", flush=True)
+                break
             interrupted += 1
-            update = torch.load(run_dir / "checkpoint.pt", weights_only=True, mmap=True)["update"]
-            print(f"  {args.how} {interrupted}: the checkpoint is of update {update}", flush=True)
-        end(start("--resume", str(find("killed"))), 0)
-        wrong = differences(outcome(find("whole")), outcome(find("killed")))
-        total = json.loads((find("whole") / "args.json").read_text())["total_timesteps"]
-    print(
-        f"{args.script}, {total} environment steps, {interrupted} x {args.how} ({within_save} within a save): ", end=""
-    )
+            step = torch.load(run_dir / "checkpoint.pt", weights_only=True, mmap=True)["step"]
+            print(f"  {args.how} {interrupted}: the checkpoint is of step {step}", flush=True)
+        end(start("killed", "--resume", str(find("killed"))), 0)
+        whole = outcome(find("whole"))
+        wrong = differences(whole, outcome(find("killed")))
+    print(f"{args.script}, {interrupted} x {args.how} ({within_save} within a save), ", end="")
+    print(f"{len(whole['curves'])} curves: ", end="")
     print("the same, bit for bit" if not wrong else f"DIFFERENT in {', '.join(sorted(wrong)[:10])}")
     sys.exit(bool(wrong) or interrupted == 0)
 

@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import time
 
 import gymnasium as gym
@@ -97,6 +98,10 @@ class Failing(Reach):
             os._exit(1)
         if self.how == "hang":
             time.sleep(1000)
+        if self.how == "stubborn":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            while True:
+                time.sleep(1)
         if self.how == "raise":
             raise RuntimeError("the simulator diverged")
         reward = {"nan reward": np.nan, "huge reward": 1e39}.get(self.how, reward)
@@ -114,14 +119,13 @@ class Global(Reach):
 
 
 class Licensed(Reach):
-    """Reach, of which only two copies can be made, and none in a worker process."""
+    """Reach, which can be made here, but not in a worker process."""
 
-    main_process, copies = os.getpid(), 0
+    main_process = os.getpid()
 
     def __init__(self):
         super().__init__()
-        Licensed.copies += 1
-        if os.getpid() != self.main_process or Licensed.copies > 2:
+        if os.getpid() != self.main_process:
             raise RuntimeError("no licence is left")
 
 
@@ -129,5 +133,6 @@ gym.register("Counter-v0", Counter)
 gym.register("Failing-v0", Failing, max_episode_steps=10)
 gym.register("Reach-v0", Reach)
 gym.register("Global-v0", Global)
+gym.register("Humanoid-v0", Reach)
 gym.register("Licensed-v0", Licensed, max_episode_steps=8)
 gym.register("Odd-v0", Odd, max_episode_steps=6)
