@@ -29,7 +29,7 @@ import sys
 import traceback
 import zipfile
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -247,9 +247,9 @@ class Agent(nn.Module):
 
     @torch.no_grad()
     def act(self, obs: np.ndarray) -> Tensor:
-        """Actions (n, d) with exploration noise for obs (n, obs_dim)."""
+        """Actions (..., d) with exploration noise for obs (..., obs_dim)."""
         obs = torch.as_tensor(obs, dtype=torch.float32, device=self.args.device)
-        return self.policy(obs, self.policy.draw_noise(len(obs)), self.noise_std())
+        return self.policy(obs, self.policy.draw_noise(*obs.shape[:-1]), self.noise_std())
 
     def backward(self, batch: Batch, draws: tuple, update_policy: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """Gradients of the critics' loss (DSAC) and, if asked, of the policy's. Returns new omega (2,); statistics."""
@@ -361,10 +361,11 @@ def make_envs(args: Args, num_envs: int, asynchronous: bool = False, video: str 
     makers = [lambda record=video != "" and i == 0: make_env(record) for i in range(num_envs)]
     vectorize = gym.vector.AsyncVectorEnv if asynchronous else gym.vector.SyncVectorEnv
     envs = vectorize(makers, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
-    if asynchronous:  # a worker that hangs shall not hang the run
+    if asynchronous:  # a worker that hangs shall not hang the run, nor its end
         step_wait, reset_wait = envs.step_wait, envs.reset_wait
         envs.step_wait = lambda timeout=TIMEOUT: step_wait(timeout)
         envs.reset_wait = lambda timeout=TIMEOUT: reset_wait(timeout)
+        envs.close_extras = lambda **_: [worker.kill() for worker in envs.processes]
     return envs
 
 
@@ -469,7 +470,10 @@ def resolve(args: Args) -> Args:
     envs.close()
     box = isinstance(space, gym.spaces.Box) and space.dtype.kind == "f" and np.abs([space.low, space.high]).max() < 1e9
     row = 4 * (2 * math.prod(obs_space.shape or ()) + math.prod(space.shape or ()) + 2)  # bytes of a transition
-    size, memory = row * args.buffer_size, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    size, memory = (
+        row * args.buffer_size * (not args.evaluate),
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    )
     wrong = {
         "--total-timesteps leaves no update after the warm-up, --learning-starts": updates < 1,
         "--capture-video goes with --evaluate": args.capture_video and args.evaluate is None,
@@ -511,7 +515,7 @@ def main(args: Args, run_dir: Path) -> None:
     bar = tqdm(range(first, last), args.env_id, last, initial=first, unit=" steps", unit_scale=args.num_envs, **pace)
     print(f"{run_dir}: {last - warmup:,} updates on {device}; buffer {sum(x.nbytes for x in buffer.data) / 1e9:.1f} GB")
     print(f"episodes must be shorter than --checkpoint-interval, {args.checkpoint_interval} steps; if need be, {LIMIT}")
-    with writer, bar:
+    with closing(envs), writer, bar:
         for step in chain(bar, [last]):
             # Save, and start everything anew from (seed, step): a run that is resumed here does just what this one does
             update, global_step = step - warmup, (step + 1) * args.num_envs
@@ -529,8 +533,7 @@ def main(args: Args, run_dir: Path) -> None:
                 obs, _ = envs.reset(seed=seed)
                 returns, finished, stats = np.zeros(args.num_envs), [], {}
             # Act
-            random_action = 2 * torch.rand(args.num_envs, agent.dims[1], device=device) - 1
-            action = random_action if step < warmup else agent.act(obs)
+            action = agent.act(obs) if update >= 0 else 2 * torch.rand(args.num_envs, agent.dims[1], device=device) - 1
             # Step
             next_obs, reward, terminated, truncated, infos = envs.step(to_env(action, space))
             successor, done = next_obs.copy(), terminated | truncated
@@ -542,7 +545,7 @@ def main(args: Args, run_dir: Path) -> None:
             obs, returns = next_obs, returns + reward
             finished += returns[done].tolist()
             returns[done] = 0.0
-            if step < warmup:
+            if update < 0:
                 continue
             # Update
             stats |= agent.update(buffer.sample(args.batch_size), update)
@@ -570,7 +573,6 @@ def main(args: Args, run_dir: Path) -> None:
                 if scores["episodic_return"] > best:
                     best = scores["episodic_return"]
                     save(run_dir / "best.pt", agent)
-    envs.close()
     print(f"to replay: --evaluate {run_dir}, or the policy of its best evaluation: --evaluate {run_dir}/best.pt")
 
 
@@ -582,16 +584,17 @@ def run_command_line() -> None:
     try:
         args = tyro.cli(Args)
         if (folder := args.resume or args.evaluate) is not None:
-            saved = Args(**load_checkpoint(folder)["args"] | {"resume": args.resume, "evaluate": args.evaluate})
+            folder = Path(folder).parent if Path(folder).is_file() else Path(folder)
+            saved = Args(**load_checkpoint(args.evaluate or folder / "checkpoint.pt")["args"])
             saved.device, saved.compile = Args.device, saved.compile and not args.evaluate
             args = tyro.cli(Args, default=saved)
-            free = "total_timesteps" if args.resume else "eval_episodes capture_video compile env_kwargs"
+            may = "resume total_timesteps" if args.resume else "evaluate eval_episodes capture_video compile env_kwargs"
             changed = {name for name, value in vars(args).items() if value != getattr(saved, name)}
-            if refused := changed - {"seed", "device", *free.split()}:
+            if refused := changed - {"seed", "device", *may.split()}:
                 raise ValueError(f"these cannot be changed in {folder}: {', '.join(refused)}")
             if changed & {"seed", "device"} and args.resume:
                 print("another seed or device: from here on these are not the bits of the run without the change")
-            args, folder = resolve(args), Path(folder).parent if Path(folder).is_file() else Path(folder)
+            args = resolve(args)
         if args.evaluate is not None:
             agent, video = load_agent(args.evaluate, args.device, args.compile), str(folder / "videos")
             returns, _ = evaluate(agent.policy, args, args.seed, video if args.capture_video else "")
@@ -605,8 +608,8 @@ def run_command_line() -> None:
             run_dir = folder or Path("runs", name.replace("/", "_"))
             main(replace(args, resume=None), run_dir)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001
-        told = error.__context__ if isinstance(error.__context__, OSError) else error  # torch.save hides a full disk
-        message = f"{type(told).__name__}: {told}"
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error  # torch.save hides a full disk
+        message = f"{type(reason).__name__}: {reason}"
         if begun := run_dir is not None and run_dir.exists():
             with suppress(OSError):  # on a full disk
                 (run_dir / "checkpoint.tmp").unlink(missing_ok=True)
