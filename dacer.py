@@ -470,17 +470,14 @@ def resolve(args: Args) -> Args:
     envs.close()
     box = isinstance(space, gym.spaces.Box) and space.dtype.kind == "f" and np.abs([space.low, space.high]).max() < 1e9
     row = 4 * (2 * math.prod(obs_space.shape or ()) + math.prod(space.shape or ()) + 2)  # bytes of a transition
-    size, memory = (
-        row * args.buffer_size * (not args.evaluate),
-        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-    )
+    size, ram = row * args.buffer_size * (not args.evaluate), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     wrong = {
         "--total-timesteps leaves no update after the warm-up, --learning-starts": updates < 1,
         "--capture-video goes with --evaluate": args.capture_video and args.evaluate is None,
         "--device cuda: PyTorch finds none here": args.device == "cuda" and not torch.cuda.is_available(),
         f"observations do not flatten into a vector: {obs_space}": not isinstance(obs_space, gym.spaces.Box),
         f"no bounded Box of real actions, but {space}; see gymnasium.wrappers.TransformAction": not box,
-        f"no memory for a replay buffer of {size / 1e9:.1f} GB; try --buffer-size {memory // 2 // row}": size > memory,
+        f"no memory for a replay buffer of {size / 1e9:.1f} GB; try --buffer-size {ram // 2 // row}": size > ram,
     }
     for message in (message for message, applies in wrong.items() if applies):
         raise ValueError(f"{args.env_id}: {message}")
@@ -490,10 +487,6 @@ def resolve(args: Args) -> Args:
 def main(args: Args, run_dir: Path) -> None:
     """Trains an agent in the folder run_dir, made for it; where that holds a checkpoint, goes on from there."""
     args = resolve(args)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    commit = os.popen(f'git -C "{Path(__file__).parent}" describe --always --dirty 2>&1').read().strip()
-    (run_dir / "args.json").write_text(json.dumps(asdict(args) | {"commit": commit}, indent=2))
-    (run_dir / Path(__file__).name).write_bytes(Path(__file__).read_bytes())
     envs, device = make_envs(args, args.num_envs, args.async_envs), args.device
     torch.compiler.reset()  # or a process that trains agent after agent would reach PyTorch's limit of compilations
     torch.manual_seed(args.seed)
@@ -510,6 +503,10 @@ def main(args: Args, run_dir: Path) -> None:
         buffer.count = checkpoint["count"]
         del checkpoint  # or its file, replaced by the next checkpoint, would keep its disk space
     last = max(first, args.total_timesteps // args.num_envs)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    commit = os.popen(f'git -C "{Path(__file__).parent}" describe --always --dirty 2>&1').read().strip()
+    (run_dir / "args.json").write_text(json.dumps(asdict(args) | {"commit": commit}, indent=2))
+    (run_dir / Path(__file__).name).write_bytes(Path(__file__).read_bytes())
     writer = SummaryWriter(run_dir, purge_step=first * args.num_envs + 1)  # strikes out what a killed run wrote later
     pace = {} if sys.stderr.isatty() else {"mininterval": 60, "maxinterval": 60, "bar_format": "{l_bar}{r_bar}\n"}
     bar = tqdm(range(first, last), args.env_id, last, initial=first, unit=" steps", unit_scale=args.num_envs, **pace)

@@ -12,6 +12,9 @@ import torch
 from test_entropy import sklearn_entropy
 from torch import nn
 
+import dacer
+import dacer_v2
+
 FOLDERS = [Path(__file__).parent / "golden", *map(Path, filter(None, [os.environ.get("DACER_GOLDEN")]))]
 RECORDINGS = sorted({path.resolve() for folder in FOLDERS for path in folder.glob("*.npz")})
 TOLERANCE = 1e-5
@@ -20,15 +23,38 @@ for folder in FOLDERS:
     assert any(path.parent == folder.resolve() for path in RECORDINGS), f"no recordings in {folder}"
 
 
-@pytest.fixture(params=RECORDINGS, ids=lambda path: path.stem)
-def golden(request):
-    with np.load(request.param) as arrays:
-        return dict(arrays)
+EAGER = [(script, False) for script in (dacer, dacer_v2)]
+# Compiling takes a while: by each script one of the recordings that come with the tests, and further ones by dacer.py
+CASES = [(path, *case) for path in RECORDINGS for case in [*EAGER, (dacer_v2 if "T5" in path.stem else dacer, True)]]
+
+
+def name(path, script, compiled):
+    return f"{path.stem}-{script.__name__}-{'compiled' if compiled else 'eager'}"
+
+
+def cases(chosen):
+    return pytest.mark.parametrize("case", [pytest.param(case, id=name(*case)) for case in chosen], indirect=True)
+
+
+@pytest.fixture
+def case(request):
+    """The script, whether it is compiled, and the recording."""
+    path, script, compiled = request.param
+    with np.load(path) as arrays:
+        yield script, compiled, dict(arrays)
+    print(
+        f"\n{request.node.callspec.id}: largest deviation |a - b| / (1 + |b|) {max(deviations, default=0.0):.1e}"
+    )  # for pytest -rP
+    deviations.clear()
+
+
+deviations = []
 
 
 def close(actual, expected):
     actual = actual.detach().numpy() if isinstance(actual, torch.Tensor) else np.asarray(actual)
     assert actual.shape == expected.shape
+    deviations.append((np.abs(actual - expected) / (1 + np.abs(expected))).max())
     np.testing.assert_allclose(actual, expected, rtol=TOLERANCE, atol=TOLERANCE)
 
 
@@ -44,21 +70,21 @@ def networks(agent) -> dict[str, nn.Module]:
 
 
 @pytest.fixture
-def mode():
-    return "eager"
-
-
-@pytest.fixture
-def agent(algo, golden, mode):
-    args = algo.Args(
+def agent(case):
+    script, compiled, golden = case
+    first, second, *_ = (i for i in range(100) if f"update{i}/entropy_actions" in golden)
+    assert first == 0
+    args = script.Args(
         diffusion_steps=int(golden["diffusion_steps"]),
         hidden_sizes=tuple(golden["hidden"].tolist()),
         noise_scale=float(golden["noise_scale"]),
+        entropy_interval=second,
         device="cpu",
-        compile=mode == "compiled",
-        **({"q_grad_weight": 0.0} if hasattr(algo.Args, "q_grad_weight") else {}),
+        compile=compiled,
+        **({"q_grad_weight": 0.0} if script is dacer_v2 else {}),
     )
-    agent = algo.Agent(int(golden["obs_dim"]), int(golden["act_dim"]), args)
+    torch.compiler.reset()
+    agent = script.Agent(int(golden["obs_dim"]), int(golden["act_dim"]), args)
     with torch.no_grad():
         for net_name, net in networks(agent).items():
             for name, layer in linears(net).items():
@@ -70,44 +96,44 @@ def agent(algo, golden, mode):
 
 def policy_noise(golden, prefix):
     """The draws of one action in the layout of `DiffusionPolicy.draw_noise`; the last step's noise is not used."""
-    draws = [golden[prefix + "x_T"][None], golden[prefix + "step_noise"][:-1], golden[prefix + "explore_noise"][None]]
-    return torch.from_numpy(np.concatenate(draws))
+    steps = golden[prefix + "step_noise"][-2::-1]  # recorded from t = T on
+    return torch.from_numpy(
+        np.concatenate([golden[prefix + "explore_noise"][None], steps, golden[prefix + "x_T"][None]])
+    )
 
 
-def test_schedule(agent, golden):
-    names = ["sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_mean_coef1", "posterior_mean_coef2"]
-    for column, name in zip(agent.policy.schedule.T, names):
-        close(column, golden[f"schedule/{name}"])
-    close(agent.policy.schedule[:, 4].square(), golden["schedule/posterior_variance"])
-
-
-def test_time_embedding(agent, golden):
-    close(agent.policy.time_embedding, golden["time_embedding"])
-
-
-def test_predicted_noise(agent, golden):
-    context = agent.policy.context(torch.from_numpy(golden["forward/obs"]))
-    x = torch.from_numpy(golden["forward/act"])
-    for t, eps in enumerate(golden["forward/eps"]):
-        close(agent.policy.noise_net(context[0] + context[1][t], x), eps)
-
-
-def test_critic(agent, golden):
-    mean, std = agent.critic(torch.from_numpy(golden["forward/obs"]), torch.from_numpy(golden["forward/act"]))
+@cases([case for case in CASES if not case[2]])
+def test_networks(case, agent):
+    _, _, golden = case
+    policy = agent.policy
+    close(policy.beta[1:], golden["schedule/betas"])
+    close(policy.abar[1:], golden["schedule/alphas_cumprod"])
+    assert policy.abar[0] == 1
+    close(policy.time_embedding, golden["time_embedding"])
+    obs, action = torch.from_numpy(golden["forward/obs"]), torch.from_numpy(golden["forward/act"])
+    s, times = policy.context(obs)
+    for t, eps in enumerate(golden["forward/eps"], start=1):
+        close(policy.eps_theta(s, action, times[t - 1]), eps)
+    mean, std = agent.critic(obs, action)
     close(mean[0], golden["forward/q1_mean"])
     close(std[0], golden["forward/q1_std"])
 
 
-@pytest.mark.parametrize("mode", ["eager", "compiled"])
-def test_sampled_actions(agent, golden):
+@cases(CASES)
+def test_sampled_actions(case, agent):
+    _, _, golden = case
     obs, noise = torch.from_numpy(golden["forward/obs"]), policy_noise(golden, "sample/")
-    close(agent.sample_actions(obs, noise, agent.noise_std()), golden["sample/action"])
-    close(agent.sample_actions(obs, noise), golden["sample/action_without_exploration"])
+    with torch.no_grad():
+        close(agent.policy(obs, noise, agent.noise_std()), golden["sample/action"])
+        close(agent.policy(obs, noise), golden["sample/action_without_exploration"])
 
 
-@pytest.mark.parametrize("mode", ["eager", "compiled"])
-def test_updates(algo, agent, golden, mode):
+@cases(CASES)
+def test_updates(case, agent):
     """Losses, statistics and all weights, update after update."""
+    script, compiled, golden = case
+    draws, backward = None, agent.backward
+    agent.backward = lambda batch, _, update_policy: backward(batch, draws, update_policy)
     num_updates = len({key.split("/")[0] for key in golden if key.startswith("update")})
     assert num_updates > 1
     compared = 0
@@ -115,24 +141,17 @@ def test_updates(algo, agent, golden, mode):
         update = {
             key.removeprefix(f"update{i}/"): value for key, value in golden.items() if key.startswith(f"update{i}/")
         }
-        data = (
-            update["obs"],
-            update["action"],
-            update["reward"],
-            update["next_obs"],
-            update["done"].astype(np.float32),
-        )
-        batch = algo.Batch(*map(torch.from_numpy, data))
+        names = ("obs", "action", "reward", "next_obs", "done")
+        batch = script.Batch(*(torch.from_numpy(update[name].astype(np.float32)) for name in names))
         z = torch.from_numpy(np.stack([update["z1"], update["z2"]]))
-        draws = algo.Draws(policy_noise(update, "next_"), z, policy_noise(update, "pi_"))
-        if mode == "eager":  # recorded also where the policy does not step
+        draws = policy_noise(update, "next_"), z, policy_noise(update, "pi_")
+        if not compiled:  # recorded also where the policy does not step
             with torch.no_grad():
-                close(agent.policy_loss(batch, draws)[0], update["info/policy_loss"])
-        entropy = torch.tensor(update["info/entropy"]) if "entropy_actions" in update else None
-        stats = agent.update(batch, draws, i)
-        if entropy is not None:
-            agent.update_alpha(entropy)
+                close(agent.policy_loss(batch, draws[2])[0], update["info/policy_loss"])
+        agent.entropy = lambda _, value=update["info/entropy"]: torch.tensor(value)
+        stats = agent.update(batch, i)
 
+        assert ("entropy" in stats) == ("entropy_actions" in update)
         if "actor_loss" in stats:
             close(stats["actor_loss"], update["info/policy_loss"])
         for j in (0, 1):
@@ -150,12 +169,14 @@ def test_updates(algo, agent, golden, mode):
     assert compared > 1
 
 
-def test_entropy(algo, golden):
+@pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.stem)
+def test_entropy(path):
     """The recorded actions' entropy. Few states were recorded, so each side averages 16 random starts of every fit."""
     torch.manual_seed(0)
+    golden = np.load(path)
     actions = torch.from_numpy(golden["entropy/actions"])
     np.testing.assert_allclose(
         sklearn_entropy(actions), golden["entropy/per_state"], atol=1e-3
     )  # the recording's source
     theirs = np.mean([sklearn_entropy(actions, seed) for seed in range(16)])
-    assert abs(algo.mixture_entropy(actions.repeat(16, 1, 1)).mean().item() - theirs) < 0.05
+    assert abs(dacer.mixture_entropy(actions.repeat(16, 1, 1)).mean().item() - theirs) < 0.05

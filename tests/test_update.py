@@ -1,154 +1,263 @@
-"""The parts of an update that the recorded numbers leave open."""
+"""The parts of an update that the recorded numbers leave open, in dacer.py: dacer_v2.py has the same text there."""
 
+from copy import deepcopy
+
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
+import dacer
+
+OBS_DIM, ACT_DIM, B = 4, 2, 64
 
 
-def make_agent(algo, obs_dim=4, act_dim=2, **changes):
+def make_agent(script=dacer, sizes=(OBS_DIM, ACT_DIM), **changes):
     torch.manual_seed(0)
-    return algo.Agent(
-        obs_dim, act_dim, algo.resolve(algo.Args(hidden_sizes=(32, 32, 32), device="cpu", compile=False, **changes))
-    )
+    small = {"hidden_sizes": (32, 32, 32), "noise_scale": 0.1, "entropy_interval": 1000, "entropy_samples": 10}
+    return script.Agent(*sizes, script.Args(**small | {"device": "cpu", "compile": False} | changes))
 
 
-def make_batch(algo, size=64, obs_dim=4, act_dim=2, terminated=0.0):
+def make_batch(size=B, sizes=(OBS_DIM, ACT_DIM)):
     torch.manual_seed(1)
-    obs, next_obs = torch.randn(2, size, obs_dim)
-    return algo.Batch(
-        obs, 2 * torch.rand(size, act_dim) - 1, torch.randn(size), next_obs, torch.full((size,), terminated)
-    )
+    obs, next_obs = torch.randn(2, size, sizes[0])
+    action, terminated = 2 * torch.rand(size, sizes[1]) - 1, (torch.rand(size) < 0.3).float()
+    return dacer.Batch(obs, action, torch.randn(size), next_obs, terminated)
 
 
-def snapshot(module):
-    return [parameter.detach().clone() for parameter in module.parameters()]
+def draw(agent, size=B):
+    """The random numbers of an update, as `Agent.backward` takes them."""
+    policy, z = agent.policy, torch.randn(2, size)
+    t = (torch.randint(1, policy.T + 1, (size,)),) if getattr(agent.args, "q_grad_weight", 0.0) > 0 else ()
+    return policy.draw_noise(size), z, policy.draw_noise(size), *t
+
+
+def gradients(agent, batch, draws, update_policy=True):
+    """An update's gradients by the names of their parameters, the new omega, and the statistics."""
+    agent.zero_grad()
+    omega, stats = agent.backward(batch, draws, update_policy)
+    return {name: x.grad.clone() for name, x in agent.named_parameters() if x.grad is not None}, omega, stats
 
 
 def moved(module, before):
-    return [not torch.equal(new, old) for new, old in zip(module.parameters(), before)]
+    return [not torch.equal(new, old) for new, old in zip(module.parameters(), before.parameters(), strict=True)]
 
 
-def test_initial_weights(algo):
+def test_initial_weights():
     """Truncated normal of std 1/sqrt(fan_in), cut at two std (which leaves 0.88 of it), and zero bias."""
     torch.manual_seed(0)
-    layer = algo.linear(400, 300)
-    assert layer.weight.abs().max() <= 2 / np.sqrt(400)
-    assert layer.weight.abs().max() > 1.9 / np.sqrt(400)
-    assert abs(layer.weight.std() * np.sqrt(400) - 0.8796) < 0.01
-    assert not layer.bias.any()
+    net = dacer.mlp(100, 400, 300)
+    assert [type(layer) for layer in net] == [nn.Linear, dacer.Mish, nn.Linear]
+    for layer in net[::2]:
+        weight = layer.weight * layer.in_features**0.5
+        assert 1.9 < weight.abs().max() <= 2
+        assert abs(weight.std() - 0.8796) < 0.01
+        assert not layer.bias.any()
 
 
 @pytest.mark.parametrize("diffusion_steps", [1, 2, 50])
-def test_any_number_of_diffusion_steps(algo, diffusion_steps):
-    agent, batch = make_agent(algo, diffusion_steps=diffusion_steps), make_batch(algo)
+def test_any_number_of_diffusion_steps(diffusion_steps):
+    agent, batch = make_agent(diffusion_steps=diffusion_steps), make_batch()
     action = agent.act(batch.obs.numpy())
-    assert action.shape == (64, 2)
+    assert action.shape == (B, ACT_DIM)
     assert action.abs().max() <= 1
-    stats = agent.update(batch, agent.draw(64), 0) | agent.update_alpha(agent.entropy(batch.obs[:4]))
+    stats = agent.update(batch, 0)
+    assert {"entropy", "actor_loss"} <= stats.keys()
     assert all(value.isfinite().all() for value in stats.values())
 
 
-def test_exploration_noise(algo):
+def test_exploration_noise():
     """alpha * lambda is the noise's std, starts at 3 lambda, and is off where no std is given."""
-    agent = make_agent(algo, noise_scale=0.02)
+    agent = make_agent(noise_scale=0.02)
     assert abs(agent.noise_std() - 0.06) < 1e-6
-    obs, noise = torch.randn(1000, 4), agent.policy.draw_noise(1000)
+    obs, noise = torch.randn(1000, OBS_DIM), agent.policy.draw_noise(1000)
     plain, noisy = agent.policy(obs, noise), agent.policy(obs, noise, agent.noise_std())
     inside = noisy.abs() < 1
     assert inside.any()
-    torch.testing.assert_close((noisy - plain)[inside], (0.06 * noise[-1])[inside])
+    torch.testing.assert_close((noisy - plain)[inside], (0.06 * noise[0])[inside])
+    torch.manual_seed(5)
+    acted = agent.act(obs.numpy())
+    torch.manual_seed(5)
+    assert torch.equal(acted, agent.policy(obs, agent.policy.draw_noise(1000), agent.noise_std()))
 
 
-def test_termination_stops_the_bootstrap_and_truncation_does_not(algo):
-    agent = make_agent(algo)
-    for terminated, depends in ((1.0, False), (0.0, True)):
-        batch, draws = make_batch(algo, terminated=terminated), agent.draw(64)
-        elsewhere = batch._replace(next_obs=batch.next_obs + 1.0)
-        same = torch.equal(agent.critic_loss(batch, draws)[0], agent.critic_loss(elsewhere, draws)[0])
-        assert same != depends
+class Table(nn.Module):
+    """Critics whose means and stds are a table, one entry per sample, so that gradients can be read off it."""
+
+    def __init__(self, mean, std):
+        super().__init__()
+        self.mean, self.std = nn.Parameter(mean), nn.Parameter(std)
+
+    def forward(self, obs, action):
+        return self.mean, self.std
 
 
-def test_what_moves_when(algo):
-    """Critics move in every update, policy and targets in every second, log_alpha by a step of its own."""
-    agent, batch = make_agent(algo), make_batch(algo)
-    for step in range(4):
-        nets = {"critic": agent.critic, "policy": agent.policy, "target": agent.target_critic}
-        before = {name: snapshot(net) for name, net in nets.items()}
-        log_alpha = agent.log_alpha.item()
-        agent.update(batch, agent.draw(64), step)
-        if step == 2:
-            agent.update_alpha(torch.tensor(1.0))
-        assert all(moved(agent.critic, before["critic"]))
-        assert (
-            all(moved(agent.policy, before["policy"])) == any(moved(agent.policy, before["policy"])) == (step % 2 == 0)
-        )
-        assert all(moved(agent.target_critic, before["target"])) == (step % 2 == 0)
-        assert (agent.log_alpha.item() != log_alpha) == (step == 2)
+@pytest.mark.parametrize("omega", [0.0, 0.4])
+def test_critic_loss_by_hand(omega):
+    """DSAC's loss and its slopes in float64, sample by sample; which target critic is the smaller is for each sample.
+
+    (Other public code takes one of them for the whole batch: that gives another number, as the last lines hold.)
+    """
+    agent, batch, (next_noise, _, noise) = make_agent(), make_batch(), draw(make_agent())
+    z = 3 * torch.randn(2, B)  # many beyond +-3
+    agent.critic, agent.target_critic = (Table(torch.randn(2, B), 0.2 + torch.rand(2, B)) for _ in range(2))
+    agent.omega.fill_(omega)
+    found, new_omega, stats = gradients(agent, batch, (next_noise, z, noise), update_policy=False)
+
+    def table(critic):
+        return critic.mean.detach().double().numpy(), critic.std.detach().double().numpy()
+
+    (m, s), (target_m, target_s), z = table(agent.critic), table(agent.target_critic), z.double().numpy()
+    reward, terminated = batch.reward.double().numpy(), batch.terminated.double().numpy()
+    smaller = target_m.argmin(0)
+    assert 10 < smaller.sum() < B - 10
+    assert 10 < terminated.sum() < B - 10
+    w = np.where(omega == 0, s.mean(1), omega + 0.005 * (s.mean(1) - omega))
+
+    def loss_and_slopes(chosen):
+        loss, slopes = np.zeros(2), np.zeros((2, 2, B))
+        for i in (0, 1):
+            for b in range(B):
+                j = chosen[b]
+                sample = target_m[j, b] + target_s[j, b] * np.clip(z[j, b], -3, 3)
+                y, y_z = (0.2 * reward[b] + 0.99 * (1 - terminated[b]) * v for v in (target_m[smaller[b], b], sample))
+                y_b = m[i, b] + np.clip(y_z - m[i, b], -3 * w[i], 3 * w[i])
+                slope_m = (y - m[i, b]) / (s[i, b] ** 2 + 0.1)
+                slope_s = ((m[i, b] - y_b) ** 2 - s[i, b] ** 2) / (s[i, b] ** 3 + 0.1)
+                loss[i] -= (w[i] ** 2 + 0.1) * (m[i, b] * slope_m + s[i, b] * slope_s) / B
+                slopes[:, i, b] = -(w[i] ** 2 + 0.1) * np.array([slope_m, slope_s]) / B
+        return loss, slopes
+
+    loss, slopes = loss_and_slopes(smaller)
+    np.testing.assert_allclose(new_omega, w, rtol=1e-5)
+    np.testing.assert_allclose(stats["qf{}_loss"], loss, rtol=1e-4)
+    np.testing.assert_allclose(torch.stack([found["critic.mean"], found["critic.std"]]), slopes, rtol=1e-4, atol=1e-7)
+    for of_all in (0, 1):
+        assert (np.abs(loss - loss_and_slopes(np.full(B, of_all))[0]) > 1e-3 * np.abs(loss)).all()
 
 
-def test_targets_follow_the_new_critics(algo):
-    agent, batch = make_agent(algo, tau=0.1, learning_rate=0.1), make_batch(algo)
-    before = snapshot(agent.target_critic)
-    agent.update(batch, agent.draw(64), 0)
-    for old, new, critic in zip(before, agent.target_critic.parameters(), agent.critic.parameters()):
+def test_what_moves_when():
+    """Critics and omega move in every update, policy and targets in every second, log_alpha in every third."""
+    agent, batch = make_agent(entropy_interval=3), make_batch()
+    for step in range(7):
+        before, omega = deepcopy(agent), agent.omega.clone()
+        stats = agent.update(batch, step)
+        assert all(moved(agent.critic, before.critic))
+        assert not torch.equal(agent.omega, omega)
+        for net, old in ((agent.policy, before.policy), (agent.target_critic, before.target_critic)):
+            assert set(moved(net, old)) == {step % 2 == 0}
+        assert (agent.log_alpha != before.log_alpha) == (step % 3 == 0) == ("entropy" in stats)
+        assert ("actor_loss" in stats) == (step % 2 == 0)
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_gradients_are_those_from_before_the_update(step):
+    """Each network's is of its own loss alone, at the parameters of all networks from before any of them moves."""
+    agent, batch = make_agent(learning_rate=0.1), make_batch()
+    before = deepcopy(agent)
+    torch.manual_seed(3)
+    agent.update(batch, step)
+    torch.manual_seed(3)
+    noise, z = before.policy.draw_noise(B), torch.randn(2, B)
+    draws = noise, z, before.policy.draw_noise(B)
+    expected = gradients(before, batch, draws, update_policy=False)[0]
+    if step == 0:
+        loss, policy = before.policy_loss(batch, draws[2])[0], dict(before.policy.named_parameters(prefix="policy"))
+        expected |= dict(zip(policy, torch.autograd.grad(loss, list(policy.values()), retain_graph=True)))
+        critics = torch.autograd.grad(loss, list(before.critic.parameters()), allow_unused=True)
+        assert not any(gradient is not None for gradient in critics)
+    learned = {name: parameter.grad for name, parameter in agent.named_parameters() if parameter.grad is not None}
+    assert learned.keys() - {"log_alpha"} == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(learned[name], gradient, rtol=1e-4, atol=1e-7)
+        assert not learned[name].requires_grad
+        parameter, old = agent.get_parameter(name), before.get_parameter(name)
+        step_size = 0.1 * gradient / (gradient.abs() + 1e-8)  # Adam's first
+        torch.testing.assert_close(parameter, old - step_size, rtol=1e-3, atol=1e-3)
+
+
+def test_targets_follow_the_new_critics():
+    agent, batch = make_agent(tau=0.1, learning_rate=0.1), make_batch()
+    before = deepcopy(agent.target_critic)
+    agent.update(batch, 0)
+    for old, new, critic in zip(before.parameters(), agent.target_critic.parameters(), agent.critic.parameters()):
         torch.testing.assert_close(new, 0.9 * old + 0.1 * critic.detach())
         assert (new - old).abs().max() > 1e-3
         assert not new.requires_grad  # nor does a graph of all averages so far hang on it
         assert new.grad_fn is None
 
 
-def test_alpha_seeks_the_target_entropy(algo):
+@pytest.mark.parametrize("entropy, sign", [(-5.0, 1), (5.0, -1)])
+def test_alpha_seeks_the_target_entropy(entropy, sign):
     """Too little entropy raises the exploration noise, too much lowers it."""
-    for entropy, sign in ((-5.0, 1), (5.0, -1)):
-        agent = make_agent(algo)
-        before = agent.log_alpha.item()
-        agent.update_alpha(torch.tensor(entropy))
-        assert abs(agent.log_alpha.item() - before - sign * 0.03) < 1e-4  # Adam's first step is the learning rate
+    agent, batch = make_agent(), make_batch()
+    before, agent.entropy = agent.log_alpha.item(), lambda obs: torch.tensor(entropy)
+    agent.update(batch, 0)
+    assert abs(agent.log_alpha.item() - before - sign * 0.03) < 1e-4  # Adam's first step is the learning rate
+    assert agent.target_entropy == -0.9 * ACT_DIM
+    torch.testing.assert_close(agent.log_alpha.grad, torch.tensor(entropy + 0.9 * ACT_DIM))
 
 
-def test_policy_gradient_flows_through_the_whole_chain(algo):
-    """The loss depends on x_T by way of every step: the gradient with respect to it is not zero."""
-    agent = make_agent(algo, diffusion_steps=3)
-    batch, draws = make_batch(algo), agent.draw(64)
-    noise = draws.noise.requires_grad_()
-    agent.policy_loss(batch, draws._replace(noise=noise))[0].backward()
+def test_policy_gradient_flows_through_the_whole_chain():
+    """The loss depends on x_T by way of every step, and on each step's noise and the exploration noise."""
+    agent, batch = make_agent(diffusion_steps=3), make_batch()
+    noise = draw(agent)[2].requires_grad_()
+    agent.policy_loss(batch, noise)[0].backward()
     assert noise.grad.abs().sum((1, 2)).gt(0).all()
 
 
-def test_policy_loss_leaves_the_critics_alone(algo):
-    """An update's critic gradient is that of the critic loss alone; the policy loss has none for the critics."""
-    agent, batch = make_agent(algo), make_batch(algo)
-    draws = agent.draw(64)
-    expected = torch.autograd.grad(agent.critic_loss(batch, draws)[0], list(agent.critic.parameters()))
-    agent.update(batch, draws, 0)
-    for parameter, gradient in zip(agent.critic.parameters(), expected):
-        torch.testing.assert_close(parameter.grad, gradient)
-    loss, critics = agent.policy_loss(batch, draws)[0], list(agent.critic.parameters())
-    assert not any(g is not None for g in torch.autograd.grad(loss, critics, allow_unused=True))
-
-
-def test_replay_buffer_is_a_ring(algo):
-    buffer = algo.ReplayBuffer(5, 1, 1, "cpu")
+def test_replay_buffer_is_a_ring():
+    buffer = dacer.ReplayBuffer(5, 1, 1, "cpu")
     for start in (0, 3):
         rows = np.arange(start, start + 3)
         buffer.add(rows[:, None], rows[:, None] / 10, 2.0 * rows, rows[:, None] + 1, rows % 2 == 0)
-    assert (buffer.size, buffer.position) == (5, 1)
-    torch.manual_seed(0)
-    batch = buffer.sample(1000)
-    assert set(batch.obs[:, 0].tolist()) == {1, 2, 3, 4, 5}  # 0 was overwritten by 5
-    torch.testing.assert_close(batch.next_obs, batch.obs + 1)
-    torch.testing.assert_close(batch.reward, 2 * batch.obs[:, 0])
-    torch.testing.assert_close(batch.action, batch.obs / 10)
-    torch.testing.assert_close(batch.terminated, (batch.obs[:, 0] % 2 == 0).float())
+        torch.manual_seed(0)
+        batch = buffer.sample(1000)
+        # 0 was overwritten by 5
+        assert set(batch.obs[:, 0].tolist()) == ({0, 1, 2} if start == 0 else {1, 2, 3, 4, 5})
+        torch.testing.assert_close(batch.next_obs, batch.obs + 1)
+        torch.testing.assert_close(batch.reward, 2 * batch.obs[:, 0])
+        torch.testing.assert_close(batch.action, batch.obs / 10)
+        torch.testing.assert_close(batch.terminated, (batch.obs[:, 0] % 2 == 0).float())
+    buffer.add(*(torch.full((12, *field.shape[1:]), 7.0) for field in buffer.data))  # more than it holds
+    assert (buffer.data.obs == 7).all()
 
 
-def test_evaluation_takes_no_exploration_noise_and_no_training_randomness(algo):
-    agent = make_agent(algo, obs_dim=2, act_dim=2)
-    args = algo.resolve(algo.Args(env_id="toy_envs:Reach-v0"))
-    envs = algo.make_envs(args, 4)
+def test_actions_are_mapped_to_the_bounds():
+    space = gym.spaces.Box(np.float32([[-2.0, 0.0, 0.1]]), np.float32([[2.0, 1.0, 0.7]]))
+    sent = dacer.to_env(torch.tensor([[-1.0, -1.0, -1.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]), space)
+    assert sent.shape == (3, 1, 3)
+    assert sent.dtype == np.float32
+    np.testing.assert_allclose(sent[:, 0], [[-2, 0, 0.1], [0, 0.5, 0.4], [2, 1, 0.7]], rtol=1e-6, atol=1e-7)
+    assert all(action in space for action in sent)
+    assert all(action in space for action in dacer.to_env(2 * torch.rand(1000, 3) - 1, space))
+
+
+def test_an_actor_takes_one_observation_or_many():
+    space = gym.spaces.Box(-2.0, 2.0, (ACT_DIM,))
+    agent = make_agent()
+    act, again, obs = (*(dacer.make_actor(agent.policy, space, seed=1) for _ in range(2)), np.ones((5, OBS_DIM)))
+    assert act(obs).shape == (5, ACT_DIM)
+    assert act(obs[0]) in space
+    assert act(obs[:1]).shape == (1, ACT_DIM)
+    assert np.array_equal(dacer.make_actor(agent.policy, space, seed=1)(obs), again(obs))
+    for wrong in (
+        np.ones(OBS_DIM + 1),
+        np.ones((5, OBS_DIM - 1)),
+        np.ones((2, 3, OBS_DIM)),
+        obs * np.nan,
+        obs * np.inf,
+    ):
+        with pytest.raises(ValueError, match="observations must be finite and have a width of 4"):
+            act(wrong)
+
+
+def test_evaluation_takes_no_exploration_noise_and_no_training_randomness():
+    agent = make_agent(sizes=(2, 2), env_id="toy_envs:Reach-v0", eval_episodes=4)
 
     def returns(seed):
-        return algo.evaluate(algo.make_actor(agent.policy, envs.single_action_space, seed), envs, seed)
+        return dacer.evaluate(agent.policy, agent.args, seed)[0]
 
     state = torch.get_rng_state()
     first, again = returns(3), returns(3)
