@@ -1,255 +1,150 @@
-"""How fast the two scripts are on this machine, beside the limit that its matrix products set.
+"""How fast the scripts are on this machine, beside the limit that their matrix products set.
 
-    python benchmarks/speed.py                          # three sizes, both scripts, T = 20 and 5, eager and compiled
-    python benchmarks/speed.py --tasks Ant --steps 5    # less of it
-    python benchmarks/speed.py --device cuda --json speed.json
+    python benchmarks/speed.py                                    # three sizes, both scripts, T = 5 and 20
+    git worktree add /tmp/old 709eea7                             # the scripts of another commit (from 709eea7 on):
+    python benchmarks/speed.py --tasks Ant --against /tmp/old     # they take turns with these; ratios are printed, too
 
-For every task one process is started; in it the contestants take turns, and the table gives medians over all turns (of
-the entropy estimate, a single one). Peak memory is that of all contestants of a task together. An even update steps
-policy and targets too, an odd one the critics alone; their mean is what a run pays. The limit is the time of the update's
-matrix products alone, at the rate that this machine reaches on large square ones in the same process; `x limit` is the
-mean update's ratio to it.
+Milliseconds in the form of benchmarks/results/speed.csv, which benchmarks/report.py shows: medians over turns, which all
+take within seconds, so that a busy machine meets them alike. Batch 256, compiled unless "eager" is said. An even update
+steps policy and targets too, an odd one the critics alone. The matrix products: at the rate of large square ones.
 """
 
-import json
-import resource
-import subprocess
+import importlib.util
+import os
+import platform
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
-from typing import Literal
+from types import ModuleType
 
 import numpy as np
+import pandas as pd
 import torch
 import tyro
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import dacer
-import dacer_v2
-
-SCRIPTS = {"dacer": dacer, "dacer_v2": dacer_v2}
-TASKS = {  # environment, its keyword arguments
-    "Hopper": ("Hopper-v4", {}),
-    "Ant": ("Ant-v4", {"use_contact_forces": True}),
-    "Humanoid": ("Humanoid-v4", {}),
+ROOT = Path(__file__).resolve().parent.parent
+TASKS = {
+    "Hopper": {"env_id": "Hopper-v4"},  # 11 observations x 3 actions
+    "Ant": {"env_id": "Ant-v4", "env_kwargs": '{"use_contact_forces": true}'},  # 111 x 8
+    "Humanoid": {"env_id": "Humanoid-v4"},  # 376 x 17, hidden layers of 512
 }
 BATCH_SIZE = 256
-MATRIX_PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm")
+KEYS = ["measured", "commit", "machine", "task", "script", "T", "what"]
 
 
 @dataclass
-class Options:
-    tasks: tuple[Literal["Hopper", "Ant", "Humanoid"], ...] = ("Hopper", "Ant", "Humanoid")
-    """sizes to measure: Hopper (11 observations x 3 actions), Ant (111 x 8), Humanoid (376 x 17, hidden layers of 512)"""
-    scripts: tuple[Literal["dacer", "dacer_v2"], ...] = ("dacer", "dacer_v2")
-    """which of the two"""
-    steps: tuple[int, ...] = (20, 5)
-    """numbers of diffusion steps T"""
-    modes: tuple[Literal["eager", "compiled"], ...] = ("eager", "compiled")
-    """without and with --compile"""
-    repeats: int = 4
-    """turns that every contestant takes; short ones, so that a busy second of the machine meets all of them alike"""
-    device: Literal["cpu", "cuda"] = "cpu"
-    """where to compute"""
-    json: Path | None = None
-    """file for the numbers"""
-    child: str | None = None
-    """(internal) measure this one task and print its rows as JSON"""
+class Args:
+    tasks: tuple[str, ...] = tuple(TASKS)  # sizes to measure
+    scripts: tuple[str, ...] = ("dacer", "dacer_v2")
+    diffusion_steps: tuple[int, ...] = (5, 20)  # T
+    turns: int = 7
+    device: str = "cpu"  # where to compute
+    against: Path | None = None  # folder with other versions of the scripts
+    out: Path = Path("report/speed.csv")  # file for the times
+    machine: str = f"{torch.get_num_threads()} threads, {platform.machine()}, PyTorch {torch.__version__}"  # its name
 
 
-def seconds(function: Callable[[], object], calls: int, device: str) -> list[float]:
-    """Durations of `calls` calls, after one that does not count."""
-    durations = []
-    for _ in range(calls + 1):
-        synchronize(device)
+def load(script: str, folder: Path, number: int) -> ModuleType:
+    """The script of this folder as a module with a name of its own."""
+    spec = importlib.util.spec_from_file_location(f"{script}_{number}", folder / f"{script}.py")
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def milliseconds(device: str, calls: int, function: Callable[[], object], parts: int = 1) -> float:
+    """Median duration of a call, or of each part of it. If there are several, one more comes first and does not count."""
+    synchronize, durations = torch.cuda.synchronize if device == "cuda" else lambda: None, []
+    for _ in range(calls + (calls > 1)):
+        synchronize()
         start = time.perf_counter()
         function()
-        synchronize(device)
+        synchronize()
         durations.append(time.perf_counter() - start)
-    return durations[1:]
-
-
-def synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def sgemm_rate(device: str) -> float:
-    """FLOP/s of the best of three large square matrix products."""
-    rates = []
-    for n in (512, 1024, 2048):
-        a, b = torch.randn(n, n, device=device), torch.randn(n, n, device=device)
-        rates.append(2 * n**3 / np.median(seconds(lambda a=a, b=b: torch.mm(a, b), 2 * 2048 // n, device)))
-    return max(rates)
+    return float(np.median(durations[calls > 1 :])) * 1e3 / parts
 
 
 class Contestant:
-    """One script with one T in one mode on one task, and what was measured of it."""
+    """A script with one T on one task; `timed` has what it does, with the further arguments of `milliseconds`."""
 
-    def __init__(self, name: str, task: str, T: int, mode: str, device: str):
-        self.name, self.T, self.mode, self.device = name, T, mode, device
-        module, (env_id, env_kwargs) = SCRIPTS[name], TASKS[task]
-        settings = {"env_id": env_id, "env_kwargs": json.dumps(env_kwargs), "diffusion_steps": T, "device": device}
-        self.args = module.resolve(module.Args(**settings, compile=mode == "compiled"))
+    def __init__(self, module: ModuleType, commit: str, task: str, script: str, T: int, device: str):
+        def make_agent(compile: bool):
+            args = module.resolve(module.Args(**TASKS[task], diffusion_steps=T, device=device, compile=compile))
+            return module.Agent(*dims, args)
+
         torch.manual_seed(0)
-        self.envs = module.make_envs(self.args, self.args.num_envs)
-        self.space = self.envs.single_action_space
-        self.obs = self.envs.reset(seed=0)[0]
-        obs_dim, act_dim = self.obs.shape[1], self.space.shape[0]
-        self.agent = module.Agent(obs_dim, act_dim, self.args)
-        self.buffer = module.ReplayBuffer(10_000, obs_dim, act_dim, device)
-        self.module, self.durations = module, {}
-        synchronize(device)
-        start = time.perf_counter()
-        for step in range(200):
-            self.step_environments(random=True)
-        self.update(0), self.update(1), self.act(1), self.act(20)
-        if device == "cuda" and mode == "compiled":
-            self.update = module.GraphedUpdates(self.update, 2)
-            for step in range(8):
-                self.update(step)
-        synchronize(device)
-        self.start_up = time.perf_counter() - start
-
-    def step_environments(self, random: bool = False) -> None:
-        n = self.args.num_envs
-        action = 2 * torch.rand(n, self.agent.act_dim) - 1 if random else self.agent.act(self.obs)
-        outcome = self.envs.step(self.module.to_env(action, self.space))
-        self.buffer.add(self.obs, action, outcome[1], outcome[0], outcome[2])
-        self.obs = outcome[0]
-
-    def update(self, step: int) -> dict:
-        return self.agent.update(self.buffer.sample(BATCH_SIZE), self.agent.draw(BATCH_SIZE), step)
-
-    def act(self, n: int) -> None:
-        self.agent.act(self.obs[:n]).cpu()
-
-    def gflop(self) -> float:
-        """Of the matrix products of an even and an odd update, mean."""
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], with_flops=True) as profile:
-            self.update(0), self.update(1)
-        return sum(event.flops for event in profile.key_averages() if event.key in MATRIX_PRODUCTS) / 2 / 1e9
-
-    def iteration(self) -> None:
-        """Two iterations of the training loop."""
-        for step in (0, 1):
-            self.step_environments()
-            self.update(step)
-
-    def take_turn(self) -> None:
-        measured = {
-            "even": seconds(lambda: self.update(0), 3, self.device),
-            "odd": seconds(lambda: self.update(1), 3, self.device),
-            "act_1": seconds(lambda: self.act(1), 40, self.device),
-            "act_20": seconds(lambda: self.act(20), 20, self.device),
-            "loop": seconds(self.iteration, 2, self.device),
+        self.key, self.module = (commit, task, script, T), module
+        self.envs = module.make_envs(module.Args(**TASKS[task]), 20)
+        self.obs, self.space = self.envs.reset(seed=0)[0], self.envs.single_action_space
+        dims = self.obs.shape[1], self.space.shape[0]
+        eager, agent = make_agent(False), make_agent(True)
+        policy = agent.policy
+        if hasattr(module, "Draws"):  # at 709eea7, load_agent compiled it
+            policy, options = make_agent(False).policy, {"cpp_wrapper": True, "size_asserts": False}
+            policy.forward = torch.compile(policy.forward, dynamic=False, options=options)
+        actor = module.make_actor(policy, self.space)
+        self.buffer = module.ReplayBuffer(10_000, *dims, device)
+        self.buffer.add(*(torch.rand(x.shape, device=device) for x in self.buffer.data))
+        states = self.buffer.sample(BATCH_SIZE).obs
+        with torch.no_grad():
+            actions = eager.policy(states[:, None], eager.policy.draw_noise(BATCH_SIZE, 200), eager.noise_std())
+        self.timed = {
+            "update, eager": (2, lambda: self.updates(eager, 1, 2), 2),
+            "update": (3, lambda: self.updates(agent, 1, 2), 2),
+            "even update": (3, lambda: self.updates(agent, 2)),
+            "odd update": (3, lambda: self.updates(agent, 1)),
+            "action": (40, lambda: agent.act(self.obs[:1]).cpu()),
+            "20 actions": (20, lambda: agent.act(self.obs).cpu()),
+            "action of make_actor": (40, lambda: actor(self.obs[:1])),
+            "entropy estimate": (1, lambda: agent.entropy(states)),
+            "its mixture fit alone": (1, lambda: module.mixture_entropy(actions)),
+            "step of 20 environments and update": (3, lambda: self.updates(agent, 1, 2, step=True), 2),
         }
-        for name, durations in measured.items():
-            self.durations.setdefault(name, []).extend(durations)
+        for timed in self.timed.values():
+            timed[1]()  # compiles
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], with_flops=True) as profile:
+            self.updates(eager, 1, 2)
+        events, products = profile.key_averages(), ("aten::mm", "aten::addmm", "aten::bmm")
+        self.flop = sum(event.flops for event in events if event.key in products) / 2
 
-    def entropy(self) -> float:
-        obs = self.buffer.sample(BATCH_SIZE).obs
-        self.agent.entropy(obs[:32])  # the agent draws for 32 states at a time: this compiles
-        synchronize(self.device)
-        start = time.perf_counter()
-        self.agent.entropy(obs)
-        synchronize(self.device)
-        return time.perf_counter() - start
-
-    def row(self, task: str, gflop: float, rate: float, entropy: float, memory: float) -> dict:
-        def ms(name: str, q: float = 50) -> float:
-            return float(np.percentile(self.durations[name], q) * 1e3)
-
-        mean, limit = (ms("even") + ms("odd")) / 2, gflop * 1e9 / rate * 1e3
-        return {
-            "task": task, "script": self.name, "T": self.T, "mode": self.mode, "even_ms": ms("even"), "odd_ms": ms("odd"),
-            "mean_ms": mean, "limit_ms": limit, "x_limit": mean / limit, "act_1_ms": ms("act_1"),
-            "act_1_p99_ms": ms("act_1", 99), "act_20_ms": ms("act_20"), "act_20_p99_ms": ms("act_20", 99),
-            "entropy_s": entropy, "env_steps_per_s": 2e3 * self.args.num_envs / ms("loop"), "start_up_s": self.start_up,
-            "memory_gib": memory, "sgemm_gflops": rate / 1e9,
-        }  # fmt: skip
+    def updates(self, agent, *numbers: int, step: bool = False) -> None:
+        for number in numbers:  # from 1: the 0th would estimate the entropy, too
+            if step:
+                obs, action = self.obs, agent.act(self.obs)
+                self.obs, reward, terminated, *_ = self.envs.step(self.module.to_env(action, self.space))
+                self.buffer.add(obs, action, reward, self.obs, terminated)
+            draws = [agent.draw(BATCH_SIZE)] if hasattr(agent, "draw") else []  # at 709eea7
+            agent.update(self.buffer.sample(BATCH_SIZE), *draws, number)
 
 
-def measure(task: str, options: Options) -> list[dict]:
-    """All contestants of one task, in this process."""
-    contestants, gflop, rates = [], {}, []
-    for T in options.steps:
-        for name in options.scripts:
-            eager = Contestant(name, task, T, "eager", options.device)
-            gflop[name, T] = eager.gflop()
-            made = {
-                "eager": lambda e=eager: e,
-                "compiled": lambda n=name, T=T: Contestant(n, task, T, "compiled", options.device),
-            }
-            contestants += [made[mode]() for mode in options.modes]
-    for _ in range(options.repeats):
-        rates.append(sgemm_rate(options.device))
-        for contestant in contestants:
-            contestant.take_turn()
-    entropies = [contestant.entropy() for contestant in contestants]
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    if options.device == "cuda":
-        memory = torch.cuda.max_memory_allocated() / 2**30
-    rate = float(np.median(rates))
-    return [c.row(task, gflop[c.name, c.T], rate, entropy, memory) for c, entropy in zip(contestants, entropies)]
-
-
-COLUMNS = {
-    "even_ms": "even", "odd_ms": "odd", "mean_ms": "mean", "limit_ms": "limit", "x_limit": "x limit", "act_1_ms": "act 1",
-    "act_1_p99_ms": "p99", "act_20_ms": "act 20", "act_20_p99_ms": "p99", "entropy_s": "entropy s",
-    "env_steps_per_s": "steps/s", "start_up_s": "start s",
-}  # fmt: skip
-
-
-def table(rows: list[dict]) -> str:
-    """The rows as text; times in ms where the heading names no unit."""
-    lines = [f"{'task':9}{'script':9}{'T':>3} {'mode':9}" + "".join(f"{title:>10}" for title in COLUMNS.values())]
-    for row in rows:
-        digits = {"env_steps_per_s": 0, "act_1_ms": 3, "act_1_p99_ms": 3}
-        numbers = "".join(f"{row[column]:10.{digits.get(column, 2)}f}" for column in COLUMNS)
-        lines.append(f"{row['task']:9}{row['script']:9}{row['T']:3} {row['mode']:9}" + numbers)
-    return "\n".join(lines)
-
-
-def main(options: Options) -> list[dict]:
-    dacer.find_device(options.device)
-    if options.child is not None:
-        torch._dynamo.config.recompile_limit = 64  # many agents in one process
-        print(json.dumps(measure(options.child, options)))
-        return []
-    rows = []
-    for task in options.tasks:
-        command = [
-            sys.executable,
-            __file__,
-            "--child",
-            task,
-            "--device",
-            options.device,
-            "--repeats",
-            str(options.repeats),
-        ]
-        for name in ("scripts", "steps", "modes"):
-            command += [f"--{name}", *map(str, getattr(options, name))]
-        child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-        if child.returncode != 0:
-            raise SystemExit(child.returncode)  # it has said why
-        rows += json.loads(child.stdout.splitlines()[-1])
-        print(
-            f"{task}: sgemm {rows[-1]['sgemm_gflops']:.0f} GFLOP/s, peak memory {rows[-1]['memory_gib']:.1f} GiB",
-            flush=True,
-        )
-    machine = torch.cuda.get_device_name() if options.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    print(f"\n{machine}, PyTorch {torch.__version__}, batch {BATCH_SIZE}; times in ms\n{table(rows)}")
-    if options.json is not None:
-        options.json.write_text(
-            json.dumps({"machine": machine, "options": asdict(options), "rows": rows}, indent=2, default=str)
-        )
-    return rows
+def main(args: Args) -> None:
+    torch._dynamo.config.recompile_limit = 64  # many agents in one process
+    commit = os.popen(f'git -C "{ROOT}" describe --always --dirty 2>&1').read().strip()
+    folders, rows = {commit: ROOT} | ({str(args.against): args.against} if args.against else {}), []
+    modules = [(c, s, load(s, f, i)) for s in args.scripts for i, (c, f) in enumerate(folders.items())]
+    for task in args.tasks:
+        contestants = [Contestant(m, c, task, s, T, args.device) for T in args.diffusion_steps for c, s, m in modules]
+        for turn in range(args.turns):
+            squares = [torch.randn(n, n, device=args.device) for n in (512, 1024, 2048)]
+            rate = max(2 * len(x) ** 3 / milliseconds(args.device, 3, lambda x=x: x @ x) for x in squares)
+            rows += [(*one.key, "its matrix products alone", turn, one.flop / rate) for one in contestants]
+            for what in contestants[0].timed:
+                for one in contestants[:: (-1) ** turn]:
+                    rows.append((*one.key, what, turn, milliseconds(args.device, *one.timed[what])))
+    data = pd.DataFrame(rows, columns=["commit", *KEYS[3:], "turn", "ms"])
+    data = data.assign(measured=date.today(), machine=args.machine)
+    medians = data.groupby(KEYS, sort=False).ms.median()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    medians.reset_index().to_csv(args.out, index=False, float_format="%.6g")
+    print(medians.droplevel(["measured", "machine"]).unstack("what", sort=False).T.to_string(float_format="%.4g"))
+    if args.against:
+        new, old = (data[data.commit == commit].set_index([*KEYS[3:], "turn"]).ms for commit in folders)
+        ratios = (new / old).groupby(KEYS[3:], sort=False).quantile([0.25, 0.5, 0.75]).unstack()
+        print(f"\n{' / '.join(folders)} by turn, quartiles:\n{ratios.to_string(float_format='%.2f')}")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    main(tyro.cli(Args))
