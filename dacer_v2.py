@@ -629,8 +629,8 @@ def run_command_line() -> None:
             run_dir = folder or Path("runs", name.replace("/", "_"))
             main(replace(args, resume=None), run_dir)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001
-        reason = error.__context__ if isinstance(error.__context__, OSError) else error  # torch.save hides a full disk
-        message = f"{type(reason).__name__}: {reason}"
+        disk = f" ({error.__context__})" if isinstance(error.__context__, OSError) else ""  # torch.save hides it
+        message = f"{type(error).__name__}: {error}{disk}"
         if begun := run_dir is not None and run_dir.exists():
             with suppress(OSError):  # on a full disk
                 (run_dir / "checkpoint.tmp").unlink(missing_ok=True)
