@@ -1,7 +1,7 @@
 """Tables and figures of what was measured (needs benchmarks/requirements.txt).
 
-    python benchmarks/report.py                                # into docs/, and from `<!-- report: NAME -->` to its end
-    python benchmarks/report.py runs/a runs/b --out /tmp/x     # these runs, as "yours", beside the published ones
+python benchmarks/report.py                                # into docs/, and from `<!-- report: NAME -->` to its end
+python benchmarks/report.py runs/a runs/b --out /tmp/x     # these runs, as "yours", beside the published ones
 """
 
 import itertools
