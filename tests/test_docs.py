@@ -12,6 +12,7 @@ import sys
 from copy import deepcopy
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pandas as pd
 import pytest
@@ -144,6 +145,21 @@ def test_numbers_in_sentences():
     assert f"covers {means}, DACER {plain.mean():.2f} and {plain.min():.2f}" in told
     assert (v2.idxmax(), plain.idxmin()) == ("goals4-v2-T5-eta5-1", "goals4-dacer-T20-1")  # best and worst are shown
     assert goals["coverage"] == v2.max()
+
+
+@pytest.mark.parametrize("env_id", ["multigoal_env:MultiGoal-v0", "Hopper-v4"])
+def test_random_policies(env_id):
+    """What README says of uniform random actions: ten episodes."""
+    env, returns = gym.make(env_id), np.zeros(10)
+    env.action_space.seed(1)
+    for episode in range(10):
+        env.reset(seed=episode)
+        done = False
+        while not done:
+            _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+            returns[episode] += reward
+            done = terminated or truncated
+    assert f"niform random actions get {returns.mean():.0f} +- {returns.std():.0f}" in README
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
