@@ -55,11 +55,25 @@ def test_kills(script, how):
         "checkpoint-interval": 30,
         "eval-interval": 100,
         "eval-episodes": 1,
+        "batch-size": 32,
         "device": "cpu",
     }
     arguments = [word for name, value in tiny.items() for word in (f"--{name}", str(value))]
     done = two_threads(
-        TESTS / "kill_and_resume.py", "--script", script, "--how", how, "--kills", "2", "--", *arguments, "--no-compile"
+        TESTS / "kill_and_resume.py",
+        "--script",
+        script,
+        "--how",
+        how,
+        "--kills",
+        "2",
+        "--",
+        *arguments,
+        "--hidden-sizes",
+        "64",
+        "64",
+        "64",
+        "--no-compile",
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "the same, bit for bit" in done.stdout
