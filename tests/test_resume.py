@@ -33,8 +33,9 @@ def two_threads(*words):
     )
 
 
-@pytest.mark.parametrize("compile", ["--no-compile", "--compile"])
-@pytest.mark.parametrize("name", ["dacer", "dacer_v2"])
+@pytest.mark.parametrize(
+    "name, compile", [("dacer", "--no-compile"), ("dacer_v2", "--no-compile"), ("dacer_v2", "--compile")]
+)
 def test_exact_with_two_threads(name, compile):
     """The same command twice, and interrupted twice and resumed: the same bits."""
     done = two_threads(TESTS / "exact.py", name, compile)
