@@ -228,7 +228,7 @@ def comparison_picture(runs: list[Run]):
     """
     rows = list(dict.fromkeys(run.algorithm for run in runs))
     columns = sorted({len(run.env.goals) for run in runs})
-    figure = new_figure(3.6 * len(columns), 4.2 * len(rows) + 0.4)
+    figure = new_figure(max(5.6, 3.6 * len(columns)), 4.2 * len(rows) + 0.4)
     grid = figure.subplots(len(rows), len(columns), squeeze=False)
     for (row, column), axes in np.ndenumerate(grid):
         group = [run for run in runs if run.algorithm == rows[row] and len(run.env.goals) == columns[column]]

@@ -1,11 +1,7 @@
-"""Tables and figures of what was measured.
+"""Tables and figures of what was measured (needs benchmarks/requirements.txt).
 
-    python benchmarks/report.py                                # the published results, into README.md and docs/
-    python benchmarks/report.py runs/a runs/b --out /tmp/x     # these runs beside the published ones of the same tasks
-
-benchmarks/results/ holds the published numbers: evaluations.csv a row for each evaluation, speed.csv one for each time.
-Without arguments, figures go to docs/figures/, and tables between `<!-- report: NAME -->` and `<!-- end -->` are renewed.
-Other runs take part only when named, as "yours". Needs `pip install -r benchmarks/requirements.txt`.
+python benchmarks/report.py                                # into docs/, and from `<!-- report: NAME -->` to its end
+python benchmarks/report.py runs/a runs/b --out /tmp/x     # these runs, as "yours", beside the published ones
 """
 
 import itertools
@@ -25,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PUBLISHED = pd.read_csv(RESULTS / "published.csv")  # returns: the paper's after 30 million steps of the v3 tasks
-PAPERS_UPDATES = 1_500_000
+PAPERS_UPDATES, TRAINING = 1_500_000, "step of 20 environments and update"
 MAIN = ["DACERv2, T = 5", "DACER, T = 20", "DACER, T = 5", *(f"official DACER (JAX), T = {T}" for T in (20, 5))]
 VARIANTS = [f"DACERv2, T = 5, {variant}" for variant in ("eta = 0", "eta = 1", "eta = 3", "eta = 10", "w = 1")]
 VARIANTS += [f"DACERv2, T = {T}" for T in (2, 10, 20)]
@@ -276,7 +272,10 @@ def main(runs: tyro.conf.Positional[tuple[Path, ...]] = (), out: Path = Path("re
         groups = [cells(group) for _, group in summarise(rows).groupby(["task", "name"], sort=False)]
         header = TABLES[name.replace("ablations", "returns")]
         tables[name] = table(header, [[group[column] for column in header.split(" | ")] for group in groups])
-    tables["speed"] = speed(pd.read_csv(RESULTS / "speed.csv"))
+    tables["speed"] = speed(times := pd.read_csv(RESULTS / "speed.csv"))
+    cost = times[(times.what == TRAINING) & ((times.script == "dacer") == (times["T"] == 20))]
+    cost = (cost.pivot(index="task", columns="script", values="ms") * PAPERS_UPDATES / 3.6e6).round().astype(int)
+    tables["cost"] = table("task | DACER, T = 20 | DACERv2, T = 5", [[task, *row] for task, row in cost.T.items()])
     figures = {task: {task: rows} for task, rows in compared.groupby("task", sort=False)}
     for task, rows in ablations.groupby("task", sort=False):
         panels = {"what guides the chain": rows[rows["T"] == 5], "number of steps": rows[rows.usual & ~rows.constant]}
@@ -288,7 +287,7 @@ def main(runs: tyro.conf.Positional[tuple[Path, ...]] = (), out: Path = Path("re
     for name, panels in figures.items():
         draw((out if runs else ROOT / "docs" / "figures") / f"{name}.png", panels)
     if runs:
-        told = [name for name in tables if name not in ("glance", "speed") and tables[name].count("\n") > 1]
+        told = [name for name in tables if name not in ("glance", "speed", "cost") and tables[name].count("\n") > 1]
         parts = [f"## {name}\n\n{tables[name]}" for name in told] + [f"![{name}]({name}.png)" for name in figures]
         (out / "report.md").write_text("\n\n".join(parts) + "\n")
     pattern = re.compile(r"(<!-- report: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
