@@ -10,7 +10,7 @@ The policy is the reverse process of a diffusion model; it denoises x_T ~ N(0, I
               +  1[t > 1] sqrt(beta_t (1 - abar_{t-1}) / (1 - abar_t)) N(0, I)
     a       = clip(x_0 + alpha lambda N(0, I), -1, 1)                             exploration noise: off in evaluation
 
-with abar_t = prod_{i <= t} (1 - beta_i). Unlike SAC's, alpha stands in no loss: it scales the exploration noise alone.
+with abar_t = prod_{i <= t} (1 - beta_i). Unlike SAC's, alpha weighs no term of a loss: it scales the exploration noise.
 Every update, on a batch (s, a, r, s') and with all gradients at the parameters from before it:
 
     critics:  y = reward_scale r + gamma (1 - terminated) min_i m_i'(s', a'), a' ~ policy(s'), in the DSAC loss below
@@ -46,7 +46,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-ALGORITHM, VERSION = "dacer", 2  # of what a checkpoint holds
+ALGORITHM, VERSION = "dacer", 2  # written into checkpoints, and demanded of them
 
 
 @dataclass
@@ -61,10 +61,10 @@ class Args:
     compile: bool = True  # torch.compile: a minute or two at the first start, then up to twice as fast
     exp_name: str = ALGORITHM  # part of the run's folder, runs/<env>__<exp_name>__<seed>__<time>
     diffusion_steps: int = 20  # T
-    noise_scale: float | None = None  # lambda; this and the next three: by task if left out, see TASKS
+    noise_scale: float | None = None  # lambda; this and the next two: by task if left out, see TASKS
     hidden_sizes: tuple[int, ...] | None = None  # widths of the hidden layers of all networks
     learning_starts: int | None = None  # warm-up: environment steps with uniform random actions
-    entropy_interval: int | None = None  # updates between two steps of log_alpha
+    entropy_interval: int | None = None  # updates between two steps of log_alpha; None: by task, else updates / 150
     entropy_samples: int = 200  # actions drawn per state for the entropy estimate
     learning_rate: float = 1e-4  # Adam's, of policy and critics
     alpha_lr: float = 0.03  # Adam's, of log_alpha
@@ -78,7 +78,7 @@ class Args:
     eval_episodes: int = 10  # episodes per evaluation, without exploration noise; 0: no evaluation
     checkpoint_interval: int = 5_000  # updates between two checkpoints, at which all environments are reset
     resume: str | None = None  # folder of an interrupted run to go on with
-    evaluate: str | None = None  # folder (or best.pt) of a run whose policy is to be replayed, in --eval-episodes
+    evaluate: str | None = None  # folder (or best.pt) of a run whose policy is to be replayed, for --eval-episodes
     capture_video: bool = False  # with --evaluate: record the first episode to <run>/videos (needs moviepy)
 
 
@@ -129,7 +129,7 @@ class DiffusionPolicy(nn.Module):
         self.register_buffer("time_embedding", torch.from_numpy(embedding).float())
 
     def context(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """What states obs (..., obs_dim) and t = 1..T add to eps_net's first layer, (..., H) and (T, H), once."""
+        """What states obs (..., obs_dim) and t = 1..T add to eps_net's first layer: (..., H), (T, H); computed once."""
         w_s, _, w_t = self.eps_net[0].weight.split(self.dims, 1)
         return F.linear(obs, w_s, self.eps_net[0].bias), F.linear(self.time_mlp(self.time_embedding), w_t)
 
@@ -140,15 +140,15 @@ class DiffusionPolicy(nn.Module):
 
     def denoise(self, context: tuple[Tensor, Tensor], noise: Tensor) -> list[Tensor]:
         """The chain [x_0, ..., x_T], each (..., d), from the normals of `draw_noise`."""
-        (s, times), beta, abar, chain = context, self.beta, self.abar, [noise[self.T]]
+        (s, times), beta, abar, xs = context, self.beta, self.abar, [noise[self.T]]
         for t in range(self.T, 0, -1):
-            eps = self.eps_theta(s, chain[0], times[t - 1])
-            x0 = (chain[0] / math.sqrt(abar[t]) - math.sqrt(1 / abar[t] - 1) * eps).clamp(-1, 1)
+            eps = self.eps_theta(s, xs[0], times[t - 1])
+            x0 = (xs[0] / math.sqrt(abar[t]) - math.sqrt(1 / abar[t] - 1) * eps).clamp(-1, 1)
             from_x0 = beta[t] * math.sqrt(abar[t - 1]) / (1 - abar[t])
             from_xt = (1 - abar[t - 1]) * math.sqrt(1 - beta[t]) / (1 - abar[t])
             std = math.sqrt(beta[t] * (1 - abar[t - 1]) / (1 - abar[t]))  # 0 at t = 1
-            chain.insert(0, from_x0 * x0 + from_xt * chain[0] + std * noise[t - 1])
-        return chain
+            xs.insert(0, from_x0 * x0 + from_xt * xs[0] + std * noise[t - 1])
+        return xs
 
     def forward(self, obs: Tensor, noise: Tensor, noise_std: float | Tensor = 0.0) -> Tensor:
         """Actions (..., d) in [-1, 1] for obs (..., obs_dim); noise from `draw_noise`, noise_std = alpha lambda."""
@@ -238,7 +238,7 @@ class Agent(nn.Module):
         if args.compile:
             with_gradients = torch._dynamo.config.patch(trace_autograd_ops=True)  # losses and gradients as one graph
             self.backward = with_gradients(torch.compile(self.backward, fullgraph=True, dynamic=False))
-            options = {"cpp_wrapper": args.device == "cpu", "size_asserts": False}  # in single actions, Python counts
+            options = {"cpp_wrapper": args.device == "cpu", "size_asserts": False}  # alone, acting is Python-bound
             self.policy.forward = torch.compile(self.policy.forward, dynamic=False, options=options)
 
     def noise_std(self) -> Tensor:
@@ -267,11 +267,11 @@ class Agent(nn.Module):
             # Ascent on log N(y; m, sigma), of slope (y - m) / sigma^2 in m, ((m - y)^2 - sigma^2) / sigma^3 in sigma.
             # Refinements: m follows the expected target y, only sigma a sampled one, cut at m +- 3 omega (y_b); y is of
             # the smaller critic; omega^2 undoes 1 / sigma^2, by which steps would depend on the rewards. 0.1 is DSAC's.
-            m, s, mean_std = mean.detach(), std.detach(), std.mean(1)
+            m, sigma, mean_std = mean.detach(), std.detach(), std.mean(1)
             omega = torch.where(self.omega == 0, mean_std, torch.lerp(self.omega, mean_std, args.tau))  # (2,)
             y_b = m + (y_z - m).clamp(-3 * omega[:, None], 3 * omega[:, None])
-            mean_slope = (y - m) / (s**2 + 0.1)
-            std_slope = ((m - y_b) ** 2 - s**2) / (s**3 + 0.1)
+            mean_slope = (y - m) / (sigma**2 + 0.1)
+            std_slope = ((m - y_b) ** 2 - sigma**2) / (sigma**3 + 0.1)
         critic_loss = -(omega**2 + 0.1) * (mean * mean_slope + std * std_slope).mean(1)  # (2,)
         loss = critic_loss.sum()
         stats = {"qf{}_loss": critic_loss.detach(), "qf{}_values": m.mean(1), "qf{}_std": mean_std, "omega{}": omega}
@@ -400,7 +400,7 @@ def make_actor(policy: DiffusionPolicy, space: gym.spaces.Box, seed: int = 0) ->
 
 
 def evaluate(policy: DiffusionPolicy, args: Args, seed: int, video: str = "") -> tuple[np.ndarray, dict[str, float]]:
-    """Returns (eval_episodes,) of an episode in each of so many copies of the task, and the scores to be logged."""
+    """The returns (eval_episodes,) of one episode in each copy of the task, and the scores to be logged."""
     envs = make_envs(args, args.eval_episodes, video=video)
     act = make_actor(policy, envs.single_action_space, seed)
     returns, running = np.zeros(args.eval_episodes), np.ones(args.eval_episodes, bool)
@@ -422,7 +422,7 @@ def evaluate(policy: DiffusionPolicy, args: Args, seed: int, video: str = "") ->
 
 def load_checkpoint(path: str | Path) -> dict:
     """What a run's folder, or a file in it, holds, on the CPU; ValueError if it is of no use. Runs no code from it."""
-    files = [file for file in (Path(path, "checkpoint.pt"), Path(path, "best.pt"), Path(path)) if file.is_file()]
+    files = [file for file in (Path(path, "checkpoint.pt"), Path(path, "best.pt")) if file.is_file()] or [Path(path)]
     try:
         with zipfile.ZipFile(files[0]) as archive:  # torch.save writes one, with checksums that torch.load ignores
             if damaged := archive.testzip():
@@ -439,7 +439,7 @@ def load_agent(path: str | Path, device: str = "cpu", compile: bool = False) -> 
     """The trained agent of a run's folder or best.pt. `compile`: some 10 s at the first call with each batch size."""
     checkpoint = load_checkpoint(path)
     agent = Agent(*checkpoint["dims"], Args(**checkpoint["args"] | {"device": device, "compile": compile}))
-    agent.load_state_dict(agent.state_dict() | checkpoint["agent"])  # published ones lack the target critics
+    agent.load_state_dict(agent.state_dict() | checkpoint["agent"])  # published policies lack the target critics
     return agent
 
 
@@ -458,7 +458,7 @@ def resolve(args: Args) -> Args:
     by_task = DEFAULTS | TASKS.get(args.env_id.split(":")[-1].split("-v")[0], {})
     args = replace(args, **{name: value for name, value in by_task.items() if getattr(args, name) is None})
     for name, value in vars(args).items():
-        for number in (value or (0,)) if isinstance(value, tuple) else (value,):
+        for number in (value or (0,)) if isinstance(value, tuple) else (value,):  # no hidden layer is wrong, too
             least = int(isinstance(number, int) and name not in ("seed", "learning_starts", "eval_episodes"))
             most = 1 if name in ("gamma", "tau") else 1e15
             if type(number) in (int, float) and not least <= number <= most:
@@ -474,6 +474,7 @@ def resolve(args: Args) -> Args:
     wrong = {
         "--total-timesteps leaves no update after the warm-up, --learning-starts": updates < 1,
         "--capture-video goes with --evaluate": args.capture_video and args.evaluate is None,
+        "--evaluate needs --eval-episodes": args.evaluate is not None and args.eval_episodes == 0,
         "--device cuda: PyTorch finds none here": args.device == "cuda" and not torch.cuda.is_available(),
         f"observations do not flatten into a vector: {obs_space}": not isinstance(obs_space, gym.spaces.Box),
         f"no bounded Box of real actions, but {space}; see gymnasium.wrappers.TransformAction": not box,
@@ -511,7 +512,7 @@ def main(args: Args, run_dir: Path) -> None:
     pace = {} if sys.stderr.isatty() else {"mininterval": 60, "maxinterval": 60, "bar_format": "{l_bar}{r_bar}\n"}
     bar = tqdm(range(first, last), args.env_id, last, initial=first, unit=" steps", unit_scale=args.num_envs, **pace)
     print(f"{run_dir}: {last - warmup:,} updates on {device}; buffer {sum(x.nbytes for x in buffer.data) / 1e9:.1f} GB")
-    print(f"episodes must be shorter than --checkpoint-interval, {args.checkpoint_interval} steps; if need be, {LIMIT}")
+    print(f"all environments are reset every {args.checkpoint_interval} updates; longer episodes never end: {LIMIT}")
     with closing(envs), writer, bar:
         for step in chain(bar, [last]):
             # Save, and start everything anew from (seed, step): a run that is resumed here does just what this one does
@@ -524,7 +525,7 @@ def main(args: Args, run_dir: Path) -> None:
                 save(run_dir / "checkpoint.pt", agent, step=step, best=best, **state)
                 if step == last:
                     break
-                seed = int(np.random.SeedSequence((args.seed, step)).generate_state(1)[0] >> 2)  # 30 bits: some take 31
+                seed = int(np.random.SeedSequence((args.seed, step)).generate_state(1)[0] >> 2)  # some take just 31
                 for seed_generator in (random.seed, np.random.seed, torch.manual_seed):
                     seed_generator(seed)
                 obs, _ = envs.reset(seed=seed)
@@ -543,6 +544,7 @@ def main(args: Args, run_dir: Path) -> None:
             finished += returns[done].tolist()
             returns[done] = 0.0
             if update < 0:
+                finished = []
                 continue
             # Update
             stats |= agent.update(buffer.sample(args.batch_size), update)
@@ -583,8 +585,8 @@ def run_command_line() -> None:
         if (folder := args.resume or args.evaluate) is not None:
             folder = Path(folder).parent if Path(folder).is_file() else Path(folder)
             saved = Args(**load_checkpoint(args.evaluate or folder / "checkpoint.pt")["args"])
-            saved.device, saved.compile = Args.device, saved.compile and not args.evaluate
-            args = tyro.cli(Args, default=saved)
+            here = min(saved.device, Args.device)  # the CPU, where there is no CUDA
+            args = tyro.cli(Args, default=replace(saved, device=here, compile=saved.compile and not args.evaluate))
             may = "resume total_timesteps" if args.resume else "evaluate eval_episodes capture_video compile env_kwargs"
             changed = {name for name, value in vars(args).items() if value != getattr(saved, name)}
             if refused := changed - {"seed", "device", *may.split()}:
@@ -595,10 +597,8 @@ def run_command_line() -> None:
         if args.evaluate is not None:
             agent, video = load_agent(args.evaluate, args.device, args.compile), str(folder / "videos")
             returns, _ = evaluate(agent.policy, args, args.seed, video if args.capture_video else "")
-            print(
-                *(f"episode {i}: return {episodic_return:.1f}" for i, episodic_return in enumerate(returns, 1)),
-                sep="\n",
-            )
+            for episode, episodic_return in enumerate(returns, start=1):
+                print(f"episode {episode}: return {episodic_return:.1f}")
             print(f"{args.env_id}, {len(returns)} episodes: {returns.mean():.1f} +- {returns.std():.1f} (mean +- std)")
         else:
             name = f"{args.env_id.split(':')[-1]}__{args.exp_name}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
@@ -609,7 +609,7 @@ def run_command_line() -> None:
         message = f"{type(error).__name__}: {error}{disk}"
         if begun := run_dir is not None and run_dir.exists():
             with suppress(OSError):  # on a full disk
-                (run_dir / "checkpoint.tmp").unlink(missing_ok=True)
+                [file.unlink() for file in run_dir.glob("*.tmp")]
                 (run_dir / "error.txt").write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
             message += f" (more in {run_dir}/error.txt); the last checkpoint stays, --resume {run_dir} goes on from it"
         print(f"{Path(__file__).name}: error: {' '.join(message.split())}", file=sys.stderr)

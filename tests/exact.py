@@ -19,7 +19,7 @@ event_file_writer._global_uid._value = 10_000
 def main(name: str, compile: bool, threads: int) -> None:
     algo = load(name)
     assert torch.get_num_threads() == threads, torch.get_num_threads()
-    large = {"num_envs": 4, "diffusion_steps": 3, "entropy_samples": 50, "entropy_interval": 50, "device": "cpu"}
+    large = {"num_envs": 4, "diffusion_steps": 2, "entropy_samples": 50, "entropy_interval": 50, "device": "cpu"}
     short = {"learning_starts": 80, "total_timesteps": 4 * 150, "eval_interval": 40, "eval_episodes": 2}
     args = algo.Args("Hopper-v4", **large, **short, checkpoint_interval=30, compile=compile)
     whole = outcome(train(algo, args, "whole"))

@@ -132,13 +132,14 @@ def test_pictures_show_the_goals_reached(tmp_path, monkeypatch, capsys):
 
 def test_a_trained_run(algo, tiny_args, capsys):
     """Real agents fit the pictures; another task, and folders that are no run, are refused in one line."""
-    trained = algo.main(tiny_args(env_id=ENV_ID, env_kwargs='{"num_goals": 5}', total_timesteps=120))
+    trained, other = Path("trained"), Path("other")
+    algo.main(tiny_args(env_id=ENV_ID, env_kwargs='{"num_goals": 5}', total_timesteps=120), trained)
     multigoal_env.main((trained,))
     assert {path.name for path in trained.glob("*.png")} == {"policy.png", "value.png", "starts.png"}
     assert imread(trained / "value.png")[..., :3].std() > 0.1
     assert list(trained.glob("events.out.tfevents.*.pictures"))
 
-    other = algo.main(tiny_args(env_id="toy_envs:Counter-v0", total_timesteps=44))
+    algo.main(tiny_args(env_id="toy_envs:Counter-v0", total_timesteps=44), other)
     bad = {"is a run on toy_envs:Counter-v0": (other,), "No such file": (Path("missing"),), "at least one run": ()}
     for checkpoint in trained.glob("*.pt"):
         checkpoint.unlink()

@@ -63,6 +63,7 @@ def test_a_compiled_agent_computes_the_same_and_is_compiled_once(device):
             compiled.act(np.zeros((4, 4)))
 
 
+@pytest.mark.parametrize("algo", [dacer], indirect=True)
 def test_a_compiled_run_repeats_bit_for_bit(algo, tiny_args):
     """Here once with asynchronous environments, which give the same bits; its policy may be compiled when loaded."""
     args = tiny_args(env_id="toy_envs:Reach-v0", compile=True, diffusion_steps=2)
