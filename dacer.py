@@ -432,7 +432,7 @@ def load_checkpoint(path: str | Path) -> dict:
             raise ValueError(f"it was made by {made_by[0]}.py, version {made_by[1]}")
         return checkpoint
     except Exception as error:  # a broken file fails in many ways
-        raise ValueError(f"{path}, for {ALGORITHM}: {type(error).__name__}: {error}".split(". ")[0]) from error
+        raise ValueError(f"no {ALGORITHM} checkpoint {path}: {type(error).__name__}: {error}".split(". ")[0]) from error
 
 
 def load_agent(path: str | Path, device: str = "cpu", compile: bool = False) -> Agent:
@@ -605,7 +605,7 @@ def run_command_line() -> None:
             run_dir = folder or Path("runs", name.replace("/", "_"))
             main(replace(args, resume=None), run_dir)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001
-        disk = f" ({error.__context__})" if isinstance(error.__context__, OSError) else ""  # torch.save hides it
+        disk = f" {error.__context__ or ''}" * (type(error) is RuntimeError)  # torch.save hides what the disk said
         message = f"{type(error).__name__}: {error}{disk}"
         if begun := run_dir is not None and run_dir.exists():
             with suppress(OSError):  # on a full disk

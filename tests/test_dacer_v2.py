@@ -203,7 +203,7 @@ MAY_ADD = {
 }
 MAY_DROP = {
     '"""DACER: Diffusion Actor-Critic with Entropy Regulator, in one file.',
-    'ALGORITHM, VERSION = "dacer", 2  # of what a checkpoint holds',
+    'ALGORITHM, VERSION = "dacer", 2  # written into checkpoints, and demanded of them',
     "    diffusion_steps: int = 20  # T",
     'DEFAULTS = {"noise_scale": 0.1, "hidden_sizes": (256, 256, 256), "learning_starts": 30_000}',
     '    "MultiGoal": {"entropy_interval": 1000},',
