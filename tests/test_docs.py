@@ -136,7 +136,7 @@ def test_settings():
 def test_numbers_in_sentences():
     """Those of the published policies and of the multi-goal task."""
     hopper, goals = LAST.loc["hopper-v2-T5-eta0.01-1"], LAST.loc["goals4-v2-T5-eta5-1"]
-    assert f"a published policy: {hopper['return']:.0f} +- {hopper['std']:.0f}" in README
+    assert f"that policy had {hopper['return']:.0f} +- {hopper['std']:.0f} when" in README
     v2, plain = (LAST.coverage[LAST.index.str.match(rf"goals4-{name}-\d$")] for name in ("v2-T5-eta5", "dacer-T20"))
     assert len(v2) == len(plain) == 5
     means = f"{v2.mean():.2f} on average and {v2.min():.2f} at worst"
@@ -166,7 +166,6 @@ def test_random_policies(env_id):
 def test_published_policies(name):
     """They are small, say where they come from, and give the return of their last evaluation."""
     algo, folder, told = PUBLISHED[name], ROOT / "runs" / name, LAST.loc[name]
-    assert sorted(path.name for path in folder.iterdir() if path.suffix != ".png") == ["args.json", "best.pt"]
     assert (folder / "best.pt").stat().st_size < 1_000_000
     saved = json.loads((folder / "args.json").read_text())
     assert saved.pop("commit") == told.commit
@@ -174,6 +173,9 @@ def test_published_policies(name):
     assert algo.Args(**saved | {"compile": False, "hidden_sizes": (256,) * 3}) == agent.args
     returns, scores = algo.evaluate(agent.policy, agent.args, 1)
     assert abs(returns.mean() - told["return"]) <= 2 * told["std"]
+    if f"--evaluate runs/{name} " in README:  # another machine rounds in another way, which Hopper's falls magnify
+        mean, std = map(float, re.search(r"a published policy: ([\d.]+) \+- ([\d.]+)", README).groups())
+        assert abs(returns.mean() - mean) <= std
     if "goals" in name:
         assert scores["coverage"] == pytest.approx(told.coverage, abs=0.1)
 
