@@ -277,7 +277,8 @@ def test_a_nan_in_training(script, monkeypatch, what):
 
 
 def test_environments_that_cannot_all_be_made(script):
+    """Of a worker that cannot start this process knows no more than that; the worker says why on stderr."""
     ended = command(script, "--env-id", "toy_envs:Licensed-v0", *TINY, "--async-envs")
-    assert ended.code in (1, 2)
+    assert ended.code == 2
     assert ended.last_line.startswith("dacer_v2.py: error: ")
-    assert "no licence is left" in ended.last_line
+    assert not list(Path("runs").glob("*"))
