@@ -395,7 +395,7 @@ def make_envs(args: Args, num_envs: int, asynchronous: bool = False, video: str 
 
 def to_env(action: Tensor, space: gym.spaces.Box) -> np.ndarray:
     """Maps actions in [-1, 1]^d, (n, d), to the bounds of the environment's action space, (n, *space.shape)."""
-    action = action.double().cpu().numpy().reshape(-1, *space.shape)
+    action = action.cpu().numpy().reshape(-1, *space.shape)
     return np.clip(space.low + (action + 1) / 2 * (space.high - space.low), space.low, space.high).astype(space.dtype)
 
 
@@ -410,15 +410,15 @@ def check_finite(global_step: int, values: dict[str, np.ndarray | Tensor | float
 
 def make_actor(policy: DiffusionPolicy, space: gym.spaces.Box, seed: int = 0) -> Callable[[np.ndarray], np.ndarray]:
     """The policy without exploration noise: a flat observation (obs_dim,), or n of them, to the task's action(s)."""
-    generator = torch.Generator(policy.time_embedding.device).manual_seed(seed)  # its own: training shall not notice
+    rng = torch.Generator(policy.time_embedding.device).manual_seed(seed)  # its own: training shall not notice
 
     @torch.no_grad()
     def act(obs: np.ndarray) -> np.ndarray:
-        rows = torch.atleast_2d(torch.as_tensor(obs, dtype=torch.float32, device=policy.time_embedding.device))
-        if rows.shape[1:] != policy.dims[:1] or not rows.isfinite().all():
+        rows = np.atleast_2d(np.asarray(obs, np.float32))
+        if rows.shape[1:] != policy.dims[:1] or not np.isfinite(rows).all():
             raise ValueError(f"observations must be finite and have a width of {policy.dims[0]}, not {np.shape(obs)}")
-        action = to_env(policy(rows, policy.draw_noise(len(rows), generator=generator)), space)
-        return action if np.ndim(obs) == 2 else action[0]
+        action = policy(torch.as_tensor(rows).to(rng.device), policy.draw_noise(len(rows), generator=rng))
+        return to_env(action, space).reshape(np.shape(obs)[:-1] + space.shape)
 
     return act
 
