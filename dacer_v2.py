@@ -184,16 +184,16 @@ def mixture_entropy(actions: Tensor, K: int = 3) -> Tensor:
     H = sum_k w_k (-log w_k + 0.5 log((2 pi e)^d |Sigma_k|)) of a Gaussian mixture fitted to all states at once, with
     the start, floor (1e-6) and stopping rule (1e-3) of scikit-learn's GaussianMixture, which the official code takes.
     """
-    x = actions.double()  # (S, n, d); in single precision, thin covariances would fail
-    S, n, d = x.shape
+    S, n, d = actions.shape
     # k-means++ draws each next centre with probability ~ squared distance to the nearest so far; then k-means
-    centres = x[:, :1]  # the samples are in no order, the first is as good as any
+    centres = actions[:, :1]  # the samples are in no order, the first is as good as any
     for _ in range(K - 1):
-        chosen = torch.multinomial(torch.cdist(x, centres).amin(-1).square() + 1e-20, 1)  # (S, 1)
-        centres = torch.cat([centres, x.take_along_dim(chosen[..., None], 1)], 1)
+        chosen = torch.multinomial(torch.cdist(actions, centres).amin(-1).square() + 1e-20, 1)  # (S, 1)
+        centres = torch.cat([centres, actions.take_along_dim(chosen[..., None], 1)], 1)
     for _ in range(10):
-        resp = F.one_hot(torch.cdist(x, centres).argmin(-1), K).to(x.dtype)  # responsibilities (S, n, K)
-        centres = resp.mT @ x / resp.sum(1)[..., None].clamp(min=1)
+        resp = F.one_hot(torch.cdist(actions, centres).argmin(-1), K).to(actions)  # responsibilities (S, n, K)
+        centres = resp.mT @ actions / resp.sum(1)[..., None].clamp(min=1)
+    x, resp = actions.double(), resp.double()  # in single precision, thin covariances would fail
     eye, states, entropy = torch.eye(d).to(x), torch.arange(S, device=x.device), x.new_zeros(S)
     last, change = x.new_full((S,), -math.inf), x.new_full((S,), math.inf)  # mean log-likelihoods
     for _ in range(101):
