@@ -185,16 +185,16 @@ def mixture_entropy(actions: Tensor, K: int = 3) -> Tensor:
         chosen = torch.multinomial(torch.cdist(actions, centres).amin(-1).square() + 1e-20, 1)  # (S, 1)
         centres = torch.cat([centres, actions.take_along_dim(chosen[..., None], 1)], 1)
     for _ in range(10):
-        resp = F.one_hot(torch.cdist(actions, centres).argmin(-1), K).to(actions)  # responsibilities (S, n, K)
-        centres = resp.mT @ actions / resp.sum(1)[..., None].clamp(min=1)
-    x, resp = actions.double(), resp.double()  # in single precision, thin covariances would fail
+        resp = F.one_hot(torch.cdist(actions, centres).argmin(-1), K).to(actions).mT  # responsibilities (S, K, n)
+        centres = resp @ actions / resp.sum(-1, keepdim=True).clamp(min=1)
+    x, resp = actions.mT.double().contiguous(), resp.double()  # in single precision, thin covariances would fail
     eye, states, entropy = torch.eye(d).to(x), torch.arange(S, device=x.device), x.new_zeros(S)
     last, change = x.new_full((S,), -math.inf), x.new_full((S,), math.inf)  # mean log-likelihoods
     for _ in range(101):
         # M-step: weights (S, K), means (S, K, d), Cholesky factors of the covariances (S, K, d, d)
-        count = resp.sum(1) + 1e-12
-        weight, mean = count / n, resp.mT @ x / count[..., None]
-        second = (resp.mT[..., None] * x[:, None]).mT @ x[:, None] / count[..., None, None]
+        count = resp.sum(-1) + 1e-12
+        weight, mean = count / n, resp @ x.mT / count[..., None]
+        second = ((resp[:, :, None] * x[:, None]).flatten(1, 2) @ x.mT).view(-1, K, d, d) / count[..., None, None]
         chol = torch.linalg.cholesky(second - mean[..., None] * mean[..., None, :] + 1e-6 * eye)
         log_det = chol.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # of chol
         entropy[states] = (weight * (log_det - weight.log())).sum(-1) + 0.5 * d * math.log(2 * math.pi * math.e)
@@ -203,10 +203,10 @@ def mixture_entropy(actions: Tensor, K: int = 3) -> Tensor:
             break
         states, x, weight, mean, chol, log_det, last = (v[on] for v in (states, x, weight, mean, chol, log_det, last))
         # E-step: log(w_k N(x; mu_k, Sigma_k)) (S, K, n), but for a constant
-        whiten = torch.linalg.solve_triangular(chol, eye, upper=False).mT
-        z = x[:, None] @ whiten - mean[..., None, :] @ whiten  # (S, K, n, d)
-        log_prob = (weight.log() - log_det)[..., None] - 0.5 * z.square().sum(-1)
-        resp, previous, last = log_prob.softmax(1).mT, last, log_prob.logsumexp(1).mean(-1)
+        whiten = torch.linalg.solve_triangular(chol, eye, upper=False)
+        z = whiten.flatten(1, 2) @ x - (whiten @ mean[..., None]).flatten(1, 2)  # (S, K d, n)
+        log_prob = (weight.log() - log_det)[..., None] - 0.5 * z.square().view(-1, K, d, n).sum(2)
+        resp, previous, last = log_prob.softmax(1), last, log_prob.logsumexp(1).mean(-1)
         change = (last - previous).abs()
     return entropy.float()
 
@@ -295,9 +295,9 @@ class Agent(nn.Module):
     @torch.no_grad()
     def entropy(self, obs: Tensor) -> Tensor:
         """Mean entropy, in nats, of the policy with exploration noise in the states obs (B, obs_dim)."""
-        n, noise_std = self.args.entropy_samples, self.noise_std()
+        policy, n, std = self.policy, self.args.entropy_samples, self.noise_std()
         parts = obs.split(32)  # all at once would not fit a CPU's cache
-        actions = [self.policy(part[:, None], self.policy.draw_noise(len(part), n), noise_std) for part in parts]
+        actions = [policy(part[:, None], policy.draw_noise(len(part), n), std).clone() for part in parts]
         return mixture_entropy(torch.cat(actions)).mean()
 
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -305,12 +305,13 @@ class Agent(nn.Module):
         B, device, update_policy = len(batch.obs), batch.obs.device, step % self.args.policy_frequency == 0
         draws = self.policy.draw_noise(B), torch.randn(2, B, device=device), self.policy.draw_noise(B)
         self.optimizer.zero_grad()
-        omega, stats = self.backward(batch, draws, update_policy)
-        if step % self.args.entropy_interval == 0:
-            stats["entropy"] = self.entropy(batch.obs)
+        stats = {"entropy": self.entropy(batch.obs)} if step % self.args.entropy_interval == 0 else {}
+        if stats:
             self.log_alpha.grad = stats["entropy"] - self.target_entropy  # of log_alpha (H - H_target)
-        self.optimizer.step()  # leaves parameters without a gradient as they are
+        omega, others = self.backward(batch, draws, update_policy)
+        stats |= {name: value.clone() for name, value in others.items()}  # CUDA graphs write their results anew
         self.omega.copy_(omega)
+        self.optimizer.step()  # leaves parameters without a gradient as they are
         if update_policy:
             for target, parameter in zip(self.target_critic.parameters(), self.critic.parameters()):
                 target.data.lerp_(parameter.data, self.args.tau)
@@ -393,7 +394,7 @@ def make_actor(policy: DiffusionPolicy, space: gym.spaces.Box, seed: int = 0) ->
         rows = np.atleast_2d(np.asarray(obs, np.float32))
         if rows.shape[1:] != policy.dims[:1] or not np.isfinite(rows).all():
             raise ValueError(f"observations must be finite and have a width of {policy.dims[0]}, not {np.shape(obs)}")
-        action = policy(torch.as_tensor(rows).to(rng.device), policy.draw_noise(len(rows), generator=rng))
+        action = policy(torch.as_tensor(rows, device=rng.device), policy.draw_noise(len(rows), generator=rng))
         return to_env(action, space).reshape(np.shape(obs)[:-1] + space.shape)
 
     return act
@@ -541,10 +542,9 @@ def main(args: Args, run_dir: Path) -> None:
             # Store
             buffer.add(obs, action, reward, successor, terminated)
             obs, returns = next_obs, returns + reward
-            finished += returns[done].tolist()
+            finished += returns[done & (update >= 0)].tolist()
             returns[done] = 0.0
             if update < 0:
-                finished = []
                 continue
             # Update
             stats |= agent.update(buffer.sample(args.batch_size), update)
