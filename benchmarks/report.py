@@ -210,7 +210,7 @@ def speed(rows: pd.DataFrame) -> str:
     """A column for each thing that was timed; what all rows share stands above the table."""
     shared = [column for column in rows if rows[column].nunique() == 1]
     keys = [column for column in rows if column not in ("ms", *shared)]
-    wide = rows.groupby(keys, sort=False).ms.median().unstack("what", sort=False).reset_index()
+    wide = rows.groupby(keys).ms.median().unstack("what")[rows.what.unique()].reset_index()
     wide = wide.map(lambda cell: f"{float(f'{cell:.3g}'):g}" if isinstance(cell, float) else cell)
     said = "; ".join(f"{column}: {rows[column].iloc[0]}" for column in shared)
     return f"Milliseconds. {said}.\n\n{table(' | '.join(wide), wide.to_numpy().tolist())}"

@@ -1,8 +1,8 @@
 """How fast the scripts are on this machine, beside the limit that their matrix products set.
 
-    python benchmarks/speed.py                                    # three sizes, both scripts, T = 5 and 20
+    python benchmarks/speed.py                                    # Ant's size; all: --tasks Hopper Ant Humanoid
     git worktree add /tmp/old 709eea7                             # the scripts of another commit (from 709eea7 on):
-    python benchmarks/speed.py --tasks Ant --against /tmp/old     # they take turns with these; ratios are printed, too
+    python benchmarks/speed.py --against /tmp/old                 # they take turns with these; ratios are printed, too
 
 Milliseconds in the form of benchmarks/results/speed.csv, which benchmarks/report.py shows: medians over turns, which all
 take within seconds, so that a busy machine meets them alike. Batch 256, compiled unless "eager" is said. An even update
@@ -37,7 +37,7 @@ KEYS = ["measured", "commit", "machine", "task", "script", "T", "what"]
 
 @dataclass
 class Args:
-    tasks: tuple[str, ...] = tuple(TASKS)  # sizes to measure
+    tasks: tuple[str, ...] = ("Ant",)  # sizes to measure: Hopper, Ant, Humanoid
     scripts: tuple[str, ...] = ("dacer", "dacer_v2")
     diffusion_steps: tuple[int, ...] = (5, 20)  # T
     turns: int = 7
@@ -122,8 +122,8 @@ class Contestant:
 
 def main(args: Args) -> None:
     torch._dynamo.config.recompile_limit = 64  # many agents in one process
-    commit = os.popen(f'git -C "{ROOT}" describe --always --dirty 2>&1').read().strip()
-    folders, rows = {commit: ROOT} | ({str(args.against): args.against} if args.against else {}), []
+    commit, rows = os.popen(f'git -C "{ROOT}" describe --always --dirty 2>&1').read().strip(), []
+    folders = {commit: ROOT} | ({str(args.against): args.against} if args.against else {})
     modules = [(c, s, load(s, f, i)) for s in args.scripts for i, (c, f) in enumerate(folders.items())]
     for task in args.tasks:
         contestants = [Contestant(m, c, task, s, T, args.device) for T in args.diffusion_steps for c, s, m in modules]
@@ -135,11 +135,11 @@ def main(args: Args) -> None:
                 for one in contestants[:: (-1) ** turn]:
                     rows.append((*one.key, what, turn, milliseconds(args.device, *one.timed[what])))
     data = pd.DataFrame(rows, columns=["commit", *KEYS[3:], "turn", "ms"])
-    data = data.assign(measured=date.today(), machine=args.machine)
-    medians = data.groupby(KEYS, sort=False).ms.median()
+    medians = data.assign(measured=date.today(), machine=args.machine).groupby(KEYS, sort=False).ms.median()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     medians.reset_index().to_csv(args.out, index=False, float_format="%.6g")
-    print(medians.droplevel(["measured", "machine"]).unstack("what", sort=False).T.to_string(float_format="%.4g"))
+    wide = medians.unstack("what")[data.what.unique()]  # unstack(sort=False) mixes rows up
+    print(wide.droplevel(["measured", "machine"]).T.to_string(float_format="%.4g"))
     if args.against:
         new, old = (data[data.commit == commit].set_index([*KEYS[3:], "turn"]).ms for commit in folders)
         ratios = (new / old).groupby(KEYS[3:], sort=False).quantile([0.25, 0.5, 0.75]).unstack()

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,7 +27,11 @@ def test_speed(tmp_path, monkeypatch, capsys):
     assert set(times.what) >= set(published.what)
     assert len(times) == 2 * times.what.nunique()
     assert (times.ms > 0).all()
-    assert "update, eager" in capsys.readouterr().out.split("by turn, quartiles:")[1]
+    table, ratios = capsys.readouterr().out.split("by turn, quartiles:")
+    assert "update, eager" in ratios
+    for what, rows in times.groupby("what"):
+        (line,) = (line for line in table.splitlines() if line.startswith(f"{what}  "))
+        assert sorted(map(float, line.removeprefix(what).split())) == pytest.approx(sorted(rows.ms), rel=1e-3)
 
 
 def test_baselines_without_the_official_code(tmp_path):

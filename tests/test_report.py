@@ -107,6 +107,11 @@ def test_every_number_recomputes(copy):
     for row in rows_of((copy / "docs/speed.md").read_text()):
         for what in row.keys() & set(times.index.unique("what")):
             assert float(row[what]) == pytest.approx(times[row["task"], row["script"], int(row["T"]), what], rel=0.006)
+    shuffled = report.speed(pd.read_csv(ROOT / "benchmarks/results/speed.csv").sample(frac=1, random_state=0))
+    for row in rows_of(shuffled):  # whatever the order of the data is
+        assert float(row["update"]) == pytest.approx(
+            times[row["task"], row["script"], int(row["T"]), "update"], rel=0.006
+        )
     for row in cost:  # hours of 1.5 million updates
         wanted = [times[row["task"], *key, report.TRAINING] / 2.4 for key in (("dacer", 20), ("dacer_v2", 5))]
         assert [float(row["DACER, T = 20"]), float(row["DACERv2, T = 5"])] == pytest.approx(wanted, abs=0.51)
