@@ -1,117 +1,102 @@
-"""Trains the official DACER code (JAX) in dacer.py's training loop, for the report.
+"""Trains SAC, TD3, DDPG, PPO (stable-baselines3) or TRPO (sb3-contrib), with their own settings, for the report.
 
-    git clone https://github.com/happy-yan/DACER-Diffusion-with-Online-RL /tmp/official      # runs/ has commit 848c1f2
-    pip install jax dm-haiku optax numpyro numba scikit-learn dill tensorboardX              # beside requirements.txt
-    python benchmarks/baselines.py --code /tmp/official --env-id HalfCheetah-v4 --total-timesteps 1400000
+    pip install -r benchmarks/requirements.txt                   # beside requirements.txt
+    python benchmarks/baselines.py --algorithm TD3 --env-kwargs '{"num_goals": 6}' --seed 2
 
-Networks, losses, updates, noise and entropy are theirs; environments, warm-up, buffer, evaluations, checkpoints and all
-arguments are dacer.py's, --resume and --evaluate too.
+Evaluations and what is logged of them are dacer.py's: ten episodes and, on the multi-goal task, 200 rollouts from the
+origin. The policies of SAC, PPO and TRPO draw their actions there as in training; --deterministic takes their means.
 """
 
-import math
+import json
+import os
 import sys
-import types
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
+import gymnasium as gym
 import torch
+import tyro
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
 import dacer
 
 
 @dataclass
-class Args(dacer.Args):
-    exp_name: str = "official"  # part of the run's folder
-    code: str = "/tmp/official"  # folder of the official repository
-    label: str = "official DACER (JAX)"  # the algorithm's name in the report
-    device: str = "cpu"  # of the replay buffer; JAX chooses its own
-    compile: bool = False  # of no effect: JAX always compiles
+class Args:
+    algorithm: Literal["SAC", "TD3", "DDPG", "PPO", "TRPO"] = "SAC"
+    env_id: str = "multigoal_env:MultiGoal-v0"  # any task that dacer.py takes
+    env_kwargs: str = "{}"  # JSON object of the task's keyword arguments
+    seed: int = 1  # of networks, noise and environment
+    total_timesteps: int = 230_000  # environment steps
+    eval_interval: int = 23_000  # environment steps between two evaluations; one more follows the last step
+    eval_episodes: int = 10  # episodes per evaluation
+    deterministic: bool = False  # evaluate the means of the policies of SAC, PPO and TRPO
+    num_envs: int = 1  # for the report: an environment step is an update
+    learning_starts: int = 0  # for the report
 
-    def __post_init__(self):
-        if not Path(self.code, "relax/algorithm/dacer.py").is_file():
-            raise ValueError(f"--code {self.code} is no clone of the official repository")
 
+class Policy:
+    """A trained model with what dacer.evaluate asks of a policy; takes observations (n, obs_dim), acts in [-1, 1]."""
 
-class Agent:
-    """Their algorithm, with what dacer.py asks of its own `Agent` and, in evaluations, of its policy."""
-
-    def __init__(self, obs_dim: int, act_dim: int, args: Args):
-        sys.path.insert(0, args.code)
-        stub = types.ModuleType("relax.utils.persistence")  # stores policies as code; does not load with JAX 0.10
-        stub.make_persist = stub.PersistFunction = None
-        sys.modules["relax.utils.persistence"] = stub
-        import jax
-        from relax.algorithm.dacer import DACER
-        from relax.network.dacer import create_dacer_net
-        from relax.utils.experience import Experience
-
-        self.args, self.dims, self.jax, self.Experience = args, (obs_dim, act_dim), jax, Experience
-        key, sizes = jax.random.key(args.seed), args.hidden_sizes
-
-        def mish(x):
-            return x * jax.numpy.tanh(jax.nn.softplus(x))
-
-        net, params = create_dacer_net(key, obs_dim, act_dim, sizes, sizes, mish, num_timesteps=args.diffusion_steps)
-        get_action, shift = net.get_action, math.log(args.noise_scale / 0.15)  # theirs has lambda = 0.15 in its code
-        net.get_action = lambda key, policy, obs: get_action(key, (policy[0], policy[1] + shift), obs)
-        self.algorithm = DACER(
-            net,
-            params,
-            gamma=args.gamma,
-            lr=args.learning_rate,
-            alpha_lr=args.alpha_lr,
-            tau=args.tau,
-            delay_alpha_update=args.entropy_interval,
-            delay_update=args.policy_frequency,
-            reward_scale=args.reward_scale,
-            num_samples=args.entropy_samples,
-        )
-        self.policy, self.time_embedding = self, torch.zeros(0)  # whose device make_actor asks for
-        self.optimizer = types.SimpleNamespace(state_dict=dict, load_state_dict=lambda state: None)  # in state_dict
-
-    def key(self):
-        return self.jax.random.key(int(torch.randint(2**31, ())))
-
-    def act(self, obs: np.ndarray) -> Tensor:
-        return torch.tensor(self.algorithm.get_action(self.key(), obs.astype(np.float32)))
+    def __init__(self, model: object, deterministic: bool):
+        self.model, self.deterministic, self.time_embedding = model, deterministic, torch.zeros(0)
+        self.dims = (gym.spaces.flatdim(model.observation_space),)
 
     def draw_noise(self, *rows: int, generator: torch.Generator) -> None:
-        """Without exploration noise, they draw from a key that they make of the observations."""
+        """stable-baselines3 draws its own."""
 
     def __call__(self, obs: Tensor, noise: None) -> Tensor:
-        return torch.tensor(self.algorithm.get_deterministic_action(obs.numpy()))
+        space = self.model.action_space
+        action, _ = self.model.predict(obs.numpy(), deterministic=self.deterministic)
+        return torch.as_tensor(2 * (action - space.low) / (space.high - space.low) - 1)
 
-    def update(self, batch: dacer.Batch, step: int) -> dict[str, Tensor]:
-        data = {name.replace("terminated", "done"): value.numpy() for name, value in batch._asdict().items()}
-        info = self.algorithm.update(self.key(), self.Experience(**data))
-        names = {
-            f"q{i}_{theirs}": f"qf{i}_{ours}"
-            for i in (1, 2)
-            for theirs, ours in (("loss", "loss"), ("mean", "values"), ("std", "std"))
-        }
-        names |= {"policy_loss": "actor_loss", "entropy": "entropy"}
-        return {ours: torch.tensor(info[theirs]) for theirs, ours in names.items()}
 
-    @property
-    def log_alpha(self) -> Tensor:
-        return torch.tensor(np.asarray(self.algorithm.state.params.log_alpha))
+def main(args: Args) -> Path:
+    """Trains, evaluates, saves the model; returns the run's folder."""
+    import sb3_contrib
+    import stable_baselines3 as sb3
+    from stable_baselines3.common.callbacks import BaseCallback
 
-    def noise_std(self) -> Tensor:
-        return self.log_alpha.exp() * self.args.noise_scale
+    settings = dacer.Args(args.env_id, args.env_kwargs, args.seed, eval_episodes=args.eval_episodes, device="cpu")
+    dacer.resolve(settings)
+    name = f"{args.env_id.split(':')[-1]}__{args.algorithm}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
+    run_dir = Path("runs", name.replace("/", "_"))
+    env = gym.wrappers.FlattenObservation(gym.make(args.env_id, **json.loads(args.env_kwargs)))
+    library = sb3_contrib if args.algorithm == "TRPO" else sb3
+    model = getattr(library, args.algorithm)("MlpPolicy", env, seed=args.seed, device="cpu")
+    run_dir.mkdir(parents=True)
+    commit = os.popen(f'git -C "{ROOT}" describe --always --dirty 2>&1').read().strip()
+    said = {"label": args.algorithm, "commit": commit, "library": f"{library.__name__} {library.__version__}"}
+    (run_dir / "args.json").write_text(json.dumps(asdict(args) | said, indent=2))
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """All that they train: networks, alpha, Adam's moments, the number of updates."""
-        return {str(i): torch.tensor(np.asarray(x)) for i, x in enumerate(self.jax.tree.leaves(self.algorithm.state))}
+    class Evaluation(BaseCallback):
+        def _on_step(self) -> bool:
+            over = self.num_timesteps - args.total_timesteps  # PPO and TRPO go on to the end of their 2,048 steps
+            if over > 0 or (over and self.num_timesteps % args.eval_interval):
+                return True
+            with torch.random.fork_rng():  # training shall not notice
+                _, scores = dacer.evaluate(Policy(model, args.deterministic), settings, args.seed + self.num_timesteps)
+            for tag, score in scores.items():
+                writer.add_scalar(f"eval/{tag}", score, self.num_timesteps)
+            print(f"{self.num_timesteps:,} steps: " + ", ".join(f"{tag} {score:.3g}" for tag, score in scores.items()))
+            return True
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        structure = self.jax.tree.structure(self.algorithm.state)
-        self.algorithm.state = self.jax.tree.unflatten(structure, [self.jax.numpy.array(x) for x in state.values()])
+    with SummaryWriter(run_dir) as writer:
+        model.learn(args.total_timesteps, Evaluation())
+    model.save(run_dir / "model")
+    return run_dir
 
 
 if __name__ == "__main__":
-    dacer.ALGORITHM, dacer.Args, dacer.Agent = "official", Args, Agent
-    dacer.run_command_line()
+    try:
+        print(main(tyro.cli(Args)))
+    except (ImportError, ValueError, gym.error.Error) as error:
+        missing = "; pip install -r benchmarks/requirements.txt" if isinstance(error, ImportError) else ""
+        print(f"baselines.py: error: {error}{missing}", file=sys.stderr)
+        sys.exit(2)

@@ -72,7 +72,7 @@ def read_run(path: Path) -> pd.DataFrame:
 
 def name_of(row: pd.Series) -> str:
     """Algorithm, T, and what sets a run apart from the papers' settings, of which c is 2 / T."""
-    name = f"{row.algorithm}, T = {row['T']:g}"
+    name = row.algorithm + f", T = {row['T']:g}" * (row["T"] > 0)
     if row.algorithm == "DACERv2":
         name += f", eta = {row.eta:g}" if row.eta != 0.01 else ""
         if row.c == row.d == 0:
@@ -210,7 +210,7 @@ def speed(rows: pd.DataFrame) -> str:
     """A column for each thing that was timed; what all rows share stands above the table."""
     shared = [column for column in rows if rows[column].nunique() == 1]
     keys = [column for column in rows if column not in ("ms", *shared)]
-    wide = rows.groupby(keys).ms.median().unstack("what")[rows.what.unique()].reset_index()
+    wide = rows.groupby(keys).ms.median().unstack("what")[rows.what.unique()].reset_index().fillna("-")
     wide = wide.map(lambda cell: f"{float(f'{cell:.3g}'):g}" if isinstance(cell, float) else cell)
     said = "; ".join(f"{column}: {rows[column].iloc[0]}" for column in shared)
     return f"Milliseconds. {said}.\n\n{table(' | '.join(wide), wide.to_numpy().tolist())}"
@@ -218,9 +218,8 @@ def speed(rows: pd.DataFrame) -> str:
 
 def draw(path: Path, panels: dict[str, pd.DataFrame]) -> None:
     """From three seeds on their mean and its 95% interval, as far as all go; of fewer, or unfinished, each seed."""
-    figure, axes = plt.subplots(1, len(panels), sharey=True, squeeze=False, layout="constrained")
-    figure.set_size_inches(max(7.5, 3.6 * len(panels)), 4.5)
-    handles = {}
+    figure, handles = plt.figure(layout="constrained", figsize=(max(7.5, 3.6 * len(panels)), 4.5)), {}
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)
     for axis, (title, data) in zip(axes[0], panels.items()):
         score = "coverage" if data.coverage.notna().any() else "return"
         for name, group in data.groupby("name", sort=False):
@@ -272,7 +271,9 @@ def main(runs: tyro.conf.Positional[tuple[Path, ...]] = (), out: Path = Path("re
         groups = [cells(group) for _, group in summarise(rows).groupby(["task", "name"], sort=False)]
         header = TABLES[name.replace("ablations", "returns")]
         tables[name] = table(header, [[group[column] for column in header.split(" | ")] for group in groups])
-    tables["speed"] = speed(times := pd.read_csv(RESULTS / "speed.csv"))
+    times = pd.read_csv(RESULTS / "speed.csv")
+    gpu = times.machine.str.contains("NVIDIA")
+    tables |= {"speed": speed(times[~gpu]), "gpu": speed(times[gpu])}
     cost = times[(times.what == TRAINING) & ((times.script == "dacer") == (times["T"] == 20))]
     cost = (cost.pivot(index="task", columns="script", values="ms") * PAPERS_UPDATES / 3.6e6).round().astype(int)
     tables["cost"] = table("task | DACER, T = 20 | DACERv2, T = 5", [[task, *row] for task, row in cost.T.items()])

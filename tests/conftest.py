@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tensorboard.summary.writer import event_file_writer
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -13,6 +14,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # threads of several workers would wait
 
 import dacer
 import dacer_v2
+
+# TensorBoard orders a run's files by name: second, process, count. Within a second, 10 would come before 9
+event_file_writer._global_uid._value = 10_000
 
 SCRIPTS = [dacer, dacer_v2]
 
