@@ -1,6 +1,6 @@
 """Trains the official DACER code (JAX) in dacer.py's training loop, for the report.
 
-    git clone https://github.com/happy-yan/DACER-Diffusion-with-Online-RL /tmp/official      # runs/ has commit 848c1f2
+    git clone https://github.com/happy-yan/DACER-Diffusion-with-Online-RL /tmp/official      # results/ are of its commit 848c1f2
     pip install jax dm-haiku optax numpyro numba scikit-learn dill tensorboardX              # beside requirements.txt
     python benchmarks/official.py --code /tmp/official --env-id HalfCheetah-v4 --total-timesteps 1400000
 
