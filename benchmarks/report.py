@@ -123,7 +123,7 @@ def summarise(data: pd.DataFrame) -> pd.DataFrame:
 
 def digits(values: pd.Series) -> int:
     """Decimals that show the largest value with three digits, of thousands all."""
-    return int(np.clip(2 - np.floor(np.log10(np.nanmax(np.abs(values), initial=1))), 0, 2))
+    return int(np.clip(2 - np.floor(np.log10(np.nanmax([1, *np.abs(values)]))), 0, 2))
 
 
 def ranged(values: pd.Series) -> str:
@@ -157,8 +157,8 @@ def cells(runs: pd.DataFrame) -> dict[str, object]:
         "w(t)": "-" if not first.eta > 0 else "1" if first.constant else f"exp({first.c:g} t - {-first.d:g})",
         "seeds": len(runs),
         "seed": ", ".join(str(seed) for seed in runs.seed),
-        "updates": f"{first.planned:,}" + (f" ({'; '.join(notes)})" if notes else ""),
-        "of the papers' updates": f"{first.planned / PAPERS_UPDATES:.0%}",
+        "updates": f"{runs['update'].max():,.0f}" + (f" ({'; '.join(notes)})" if notes else ""),
+        "of the papers' updates": f"{runs['update'].max() / PAPERS_UPDATES:.0%}",
         BEST: ranged(runs.best),
         "each seed": ", ".join(f"{value:{form}}" for value in runs.best),
         "95% interval": interval([runs.best], np.mean, form) if len(runs) > 2 else "-",
