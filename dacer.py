@@ -512,7 +512,8 @@ def main(args: Args, run_dir: Path) -> None:
     writer = SummaryWriter(run_dir, purge_step=first * args.num_envs + 1)  # strikes out what a killed run wrote later
     pace = {} if sys.stderr.isatty() else {"mininterval": 60, "maxinterval": 60, "bar_format": "{l_bar}{r_bar}\n"}
     bar = tqdm(range(first, last), args.env_id, last, initial=first, unit=" steps", unit_scale=args.num_envs, **pace)
-    print(f"{run_dir}: {last - warmup:,} updates on {device}; buffer {sum(x.nbytes for x in buffer.data) / 1e9:.1f} GB")
+    print(f"{run_dir}: {last - warmup:,} updates on {device}{'; the first compile for a minute or two' * args.compile}")
+    print(f"the replay buffer takes up to {sum(x.nbytes for x in buffer.data) / 1e9:.2f} GB")
     print(f"all environments are reset every {args.checkpoint_interval} updates; longer episodes never end: {LIMIT}")
     with closing(envs), writer, bar:
         for step in chain(bar, [last]):
@@ -597,8 +598,7 @@ def run_command_line() -> None:
         if args.evaluate is not None:
             agent, video = load_agent(args.evaluate, args.device, args.compile), str(folder / "videos")
             returns, _ = evaluate(agent.policy, args, args.seed, video if args.capture_video else "")
-            for episode, episodic_return in enumerate(returns, start=1):
-                print(f"episode {episode}: return {episodic_return:.1f}")
+            print(*(f"episode {i}: return {score:.1f}" for i, score in enumerate(returns, start=1)), sep="\n")
             print(f"{args.env_id}, {len(returns)} episodes: {returns.mean():.1f} +- {returns.std():.1f} (mean +- std)")
         else:
             name = f"{args.env_id.split(':')[-1]}__{args.exp_name}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
