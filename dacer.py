@@ -572,7 +572,7 @@ def main(args: Args, run_dir: Path) -> None:
                 bar.set_postfix_str(score)
                 if scores["episodic_return"] > best:
                     best = scores["episodic_return"]
-                    save(run_dir / "best.pt", agent)
+                    save(run_dir / "best.pt", agent, update=update + 1)
     print(f"to replay: --evaluate {run_dir}, or the policy of its best evaluation: --evaluate {run_dir}/best.pt")
 
 

@@ -77,6 +77,7 @@ def test_the_best_evaluation_is_kept(algo, tiny_args, monkeypatch):
     run_dir = train(algo, tiny_args(env_id="toy_envs:Reach-v0", total_timesteps=160))
     assert len(policies) == 3
     assert same(algo.load_agent(run_dir / "best.pt").policy.state_dict(), policies[1])
+    assert algo.load_checkpoint(run_dir / "best.pt")["update"] == 40
     assert same(algo.load_agent(run_dir).policy.state_dict(), policies[2])
 
 
