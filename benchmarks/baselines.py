@@ -37,8 +37,6 @@ class Args:
     eval_interval: int = 23_000  # environment steps between two evaluations; one more follows the last step
     eval_episodes: int = 10  # episodes per evaluation
     deterministic: bool = False  # evaluate the means of the policies of SAC, PPO and TRPO
-    num_envs: int = 1  # for the report: an environment step is an update
-    learning_starts: int = 0  # for the report
 
 
 class Policy:
@@ -73,6 +71,7 @@ def main(args: Args) -> Path:
     run_dir.mkdir(parents=True)
     commit = os.popen(f'git -C "{ROOT}" describe --always --dirty 2>&1').read().strip()
     said = {"label": args.algorithm, "commit": commit, "library": f"{library.__name__} {library.__version__}"}
+    said |= {"num_envs": 1, "learning_starts": 0}  # the report counts every environment step as an update
     (run_dir / "args.json").write_text(json.dumps(asdict(args) | said, indent=2))
 
     class Evaluation(BaseCallback):

@@ -1,5 +1,6 @@
 """benchmarks/speed.py on a tiny task; benchmarks/baselines.py end to end; official.py on bad input: it needs JAX."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -49,7 +50,7 @@ def test_official_without_its_code(tmp_path):
 
 @pytest.mark.parametrize("algorithm", ["TD3", "TRPO"])
 def test_baselines(algorithm, tmp_path, monkeypatch):
-    """End to end; the evaluation is the scripts' own: of an exact copy of their policy it gives their numbers."""
+    """End to end: a run that the report reads, and a saved model."""
     monkeypatch.chdir(tmp_path)
     args = baselines.Args(algorithm, total_timesteps=300, eval_interval=200, eval_episodes=2)
     rows = report.read_run(baselines.main(args))
@@ -60,19 +61,21 @@ def test_baselines(algorithm, tmp_path, monkeypatch):
 
 
 def test_the_evaluation_of_baselines_is_that_of_the_scripts():
-    """A model that stands still: the same returns as those of a policy that does, here in a task with other bounds."""
+    """A model that pushes with half the force: the returns of a policy that does, in a task with bounds of +-3."""
 
     class Model:
         observation_space = gym.spaces.Box(-1, 1, (4,))
         action_space = gym.spaces.Box(-3, 3, (1,))
 
         def predict(self, obs, deterministic):
-            return np.zeros((len(obs), 1), np.float32), None
+            return np.full((len(obs), 1), 1.5, np.float32), None
 
     args = dacer.resolve(dacer.Args("InvertedPendulum-v4", eval_episodes=3, total_timesteps=10**6))
     policy = dacer.DiffusionPolicy(4, 1, (8,), 2)
-    policy.forward = lambda obs, noise: torch.zeros(len(obs), 1)
+    policy.forward = lambda obs, noise: torch.full((len(obs), 1), 0.5)
     found, expected = (dacer.evaluate(one, args, seed=1) for one in (baselines.Policy(Model(), False), policy))
+    policy.forward = lambda obs, noise: torch.zeros(len(obs), 1)
+    assert (dacer.evaluate(policy, args, seed=1)[0] != expected[0]).any()
     np.testing.assert_array_equal(found[0], expected[0])
     assert found[1] == expected[1]
 
@@ -84,3 +87,13 @@ def test_baselines_on_bad_input(arguments, tmp_path):
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_baselines_without_their_packages(tmp_path):
+    (tmp_path / "sb3_contrib.py").write_text("raise ImportError('No module named sb3_contrib')")
+    command = [sys.executable, ROOT / "benchmarks/baselines.py"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith("sb3_contrib; pip install -r benchmarks/requirements.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["sb3_contrib.py"]
