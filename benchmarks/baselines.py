@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 import gymnasium as gym
+import numpy as np
 import torch
 import tyro
 from torch import Tensor
@@ -34,6 +35,9 @@ class Args:
     env_kwargs: str = "{}"  # JSON object of the task's keyword arguments
     seed: int = 1  # of networks, noise and environment
     total_timesteps: int = 230_000  # environment steps
+    num_envs: int | None = (
+        None  # parallel environments; None: 20, then SAC, TD3, DDPG learn as often as ours; PPO, TRPO: 1
+    )
     eval_interval: int = 23_000  # environment steps between two evaluations; one more follows the last step
     eval_episodes: int = 10  # episodes per evaluation
     deterministic: bool = False  # evaluate the means of the policies of SAC, PPO and TRPO
@@ -60,24 +64,29 @@ def main(args: Args) -> Path:
     import sb3_contrib
     import stable_baselines3 as sb3
     from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.env_util import make_vec_env
 
     settings = dacer.Args(args.env_id, args.env_kwargs, args.seed, eval_episodes=args.eval_episodes, device="cpu")
     dacer.resolve(settings)
     name = f"{args.env_id.split(':')[-1]}__{args.algorithm}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
     run_dir = Path("runs", name.replace("/", "_"))
-    env = gym.wrappers.FlattenObservation(gym.make(args.env_id, **json.loads(args.env_kwargs)))
+    args.num_envs = args.num_envs or (1 if args.algorithm in ("PPO", "TRPO") else 20)
+
+    def make_env() -> gym.Env:
+        return gym.wrappers.FlattenObservation(gym.make(args.env_id, **json.loads(args.env_kwargs)))
+
+    env = make_vec_env(make_env, args.num_envs, args.seed)
     library = sb3_contrib if args.algorithm == "TRPO" else sb3
     model = getattr(library, args.algorithm)("MlpPolicy", env, seed=args.seed, device="cpu")
     run_dir.mkdir(parents=True)
     commit = os.popen(f'git -C "{ROOT}" describe --always --dirty 2>&1').read().strip()
     said = {"label": args.algorithm, "commit": commit, "library": f"{library.__name__} {library.__version__}"}
-    said |= {"num_envs": 1, "learning_starts": 0}  # the report counts every environment step as an update
-    (run_dir / "args.json").write_text(json.dumps(asdict(args) | said, indent=2))
+    (run_dir / "args.json").write_text(json.dumps(asdict(args) | said | {"learning_starts": 0}, indent=2))
 
     class Evaluation(BaseCallback):
         def _on_step(self) -> bool:
             over = self.num_timesteps - args.total_timesteps  # PPO and TRPO go on to the end of their 2,048 steps
-            if over > 0 or (over and self.num_timesteps % args.eval_interval):
+            if over >= args.num_envs or (over < 0 and self.num_timesteps % args.eval_interval >= args.num_envs):
                 return True
             with torch.random.fork_rng():  # training shall not notice
                 _, scores = dacer.evaluate(Policy(model, args.deterministic), settings, args.seed + self.num_timesteps)
@@ -89,6 +98,9 @@ def main(args: Args) -> Path:
     with SummaryWriter(run_dir) as writer:
         model.learn(args.total_timesteps, Evaluation())
     model.save(run_dir / "model")
+    if hasattr(task := make_env().unwrapped, "rollouts"):  # of the multi-goal task, for its picture
+        act = dacer.make_actor(Policy(model, args.deterministic), task.action_space)
+        np.savez_compressed(run_dir / "rollouts", *task.rollouts(act, np.zeros((200, 2))))
     return run_dir
 
 

@@ -1,18 +1,22 @@
-"""Trains the official DACER code (JAX) in dacer.py's training loop, for the report.
+"""Trains what the official repository holds (JAX: DACER, DSACT, QSM, DIPO, QVPO) in dacer.py's loop, for the report.
 
     git clone https://github.com/happy-yan/DACER-Diffusion-with-Online-RL /tmp/official      # results/ are of its commit 848c1f2
     pip install jax dm-haiku optax numpyro numba scikit-learn dill tensorboardX              # beside requirements.txt
     python benchmarks/official.py --code /tmp/official --env-id HalfCheetah-v4 --total-timesteps 1400000
 
-Networks, losses, updates, noise and entropy are theirs; environments, warm-up, buffer, evaluations, checkpoints and all
-arguments are dacer.py's, --resume and --evaluate too.
+Networks, losses, updates, noise and entropy are theirs, with the settings of their scripts/train_mujoco.py; environments,
+warm-up, buffer, evaluations, checkpoints and all arguments are dacer.py's, --resume and --evaluate too. A resumed run of
+DIPO starts from the actions as they were taken.
 """
 
+import importlib
 import math
 import sys
 import types
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,13 +29,15 @@ import dacer
 
 @dataclass
 class Args(dacer.Args):
+    algorithm: Literal["DACER", "DSACT", "QSM", "DIPO", "QVPO"] = "DACER"
     exp_name: str = "official"  # part of the run's folder
     code: str = "/tmp/official"  # folder of the official repository
-    label: str = "official DACER (JAX)"  # the algorithm's name in the report
+    label: str | None = None  # the algorithm's name in the report; None: made of --algorithm
     device: str = "cpu"  # of the replay buffer; JAX chooses its own
     compile: bool = False  # of no effect: JAX always compiles
 
     def __post_init__(self):
+        self.label = self.label or f"official {self.algorithm} (JAX)"
         if not Path(self.code, "relax/algorithm/dacer.py").is_file():
             raise ValueError(f"--code {self.code} is no clone of the official repository")
 
@@ -45,31 +51,51 @@ class Agent:
         stub.make_persist = stub.PersistFunction = None
         sys.modules["relax.utils.persistence"] = stub
         import jax
-        from relax.algorithm.dacer import DACER
-        from relax.network.dacer import create_dacer_net
-        from relax.utils.experience import Experience
 
-        self.args, self.dims, self.jax, self.Experience = args, (obs_dim, act_dim), jax, Experience
-        key, sizes = jax.random.key(args.seed), args.hidden_sizes
+        name, key = args.algorithm.lower(), jax.random.key(args.seed)
+        module, network = (importlib.import_module(f"relax.{part}.{name}") for part in ("algorithm", "network"))
+        self.args, self.dims, self.jax = args, (obs_dim, act_dim), jax
+        clip = jax.numpy.clip  # theirs is of an older JAX
+        jax.numpy.clip = lambda x, *ends, a_min=None, a_max=None, **k: clip(x, *(ends or (a_min, a_max)), **k)
+        self.types = importlib.import_module("relax.utils.experience")
 
         def mish(x):
             return x * jax.numpy.tanh(jax.nn.softplus(x))
 
-        net, params = create_dacer_net(key, obs_dim, act_dim, sizes, sizes, mish, num_timesteps=args.diffusion_steps)
-        get_action, shift = net.get_action, math.log(args.noise_scale / 0.15)  # theirs has lambda = 0.15 in its code
-        net.get_action = lambda key, policy, obs: get_action(key, (policy[0], policy[1] + shift), obs)
-        self.algorithm = DACER(
-            net,
-            params,
-            gamma=args.gamma,
-            lr=args.learning_rate,
-            alpha_lr=args.alpha_lr,
-            tau=args.tau,
-            delay_alpha_update=args.entropy_interval,
-            delay_update=args.policy_frequency,
-            reward_scale=args.reward_scale,
-            num_samples=args.entropy_samples,
-        )
+        sizes, T = args.hidden_sizes, {"num_timesteps": args.diffusion_steps}
+        net_settings = {
+            "DACER": ((sizes, sizes, mish), T),
+            "DSACT": ((sizes, partial(jax.nn.gelu, approximate=False)), {}),
+            "QSM": ((sizes,), T | {"num_particles": 64}),
+            "DIPO": ((sizes,), {"num_timesteps": 100}),
+            "QVPO": ((sizes, sizes, mish), T | {"num_particles": 4, "noise_scale": 0.05}),
+        }
+        positional, named = net_settings[args.algorithm]
+        net, params = getattr(network, f"create_{name}_net")(key, obs_dim, act_dim, *positional, **named)
+        if args.algorithm == "DACER":
+            get_action, shift = (
+                net.get_action,
+                math.log(args.noise_scale / 0.15),
+            )  # theirs has lambda = 0.15 in its code
+            net.get_action = lambda key, policy, obs: get_action(key, (policy[0], policy[1] + shift), obs)
+        settings = {
+            "DACER": {
+                "alpha_lr": args.alpha_lr,
+                "delay_alpha_update": args.entropy_interval,
+                "delay_update": args.policy_frequency,
+                "reward_scale": args.reward_scale,
+                "num_samples": args.entropy_samples,
+            },
+            "DIPO": {
+                "diffusion_buffer": None,  # made after the agent
+                "action_gradient_steps": 30,
+                "policy_target_delay": 2,
+                "action_grad_norm": 0.16,
+            },
+            "QVPO": {"alpha_lr": 7e-3, "delay_alpha_update": 250},
+        }.get(args.algorithm, {})
+        make = getattr(module, args.algorithm)
+        self.algorithm = make(net, params, gamma=args.gamma, tau=args.tau, lr=args.learning_rate, **settings)
         self.policy, self.time_embedding = self, torch.zeros(0)  # whose device make_actor asks for
         self.optimizer = types.SimpleNamespace(state_dict=dict, load_state_dict=lambda state: None)  # in state_dict
 
@@ -80,25 +106,29 @@ class Agent:
         return torch.tensor(self.algorithm.get_action(self.key(), obs.astype(np.float32)))
 
     def draw_noise(self, *rows: int, generator: torch.Generator) -> None:
-        """Without exploration noise, they draw from a key that they make of the observations."""
+        """They draw their own."""
 
     def __call__(self, obs: Tensor, noise: None) -> Tensor:
+        if self.args.algorithm in ("DSACT", "QSM"):  # theirs for evaluation is one mean, or for a single state
+            return self.act(obs.numpy())
         return torch.tensor(self.algorithm.get_deterministic_action(obs.numpy()))
 
     def update(self, batch: dacer.Batch, step: int) -> dict[str, Tensor]:
         data = {name.replace("terminated", "done"): value.numpy() for name, value in batch._asdict().items()}
-        info = self.algorithm.update(self.key(), self.Experience(**data))
+        self.algorithm.diffusion_buffer = ActionBuffer.latest
+        info = self.algorithm.update(self.key(), self.types.Experience(**data))
         names = {
             f"q{i}_{theirs}": f"qf{i}_{ours}"
             for i in (1, 2)
             for theirs, ours in (("loss", "loss"), ("mean", "values"), ("std", "std"))
         }
         names |= {"policy_loss": "actor_loss", "entropy": "entropy"}
-        return {ours: torch.tensor(info[theirs]) for theirs, ours in names.items()}
+        return {ours: torch.tensor(info[theirs]) for theirs, ours in names.items() if theirs in info}
 
     @property
     def log_alpha(self) -> Tensor:
-        return torch.tensor(np.asarray(self.algorithm.state.params.log_alpha))
+        is_dacer = self.args.algorithm == "DACER"  # the others' exploration is not scaled by alpha: 0 is logged
+        return torch.tensor(np.asarray(self.algorithm.state.params.log_alpha) if is_dacer else -math.inf)
 
     def noise_std(self) -> Tensor:
         return self.log_alpha.exp() * self.args.noise_scale
@@ -112,6 +142,31 @@ class Agent:
         self.algorithm.state = self.jax.tree.unflatten(structure, [self.jax.numpy.array(x) for x in state.values()])
 
 
+class ActionBuffer(dacer.ReplayBuffer):
+    """The replay buffer, and beside it the actions that DIPO moves up the gradient of Q, its policy's targets."""
+
+    latest = None
+
+    def __init__(self, capacity: int, obs_dim: int, act_dim: int, device: str):
+        super().__init__(capacity, obs_dim, act_dim, device)
+        self.moved, ActionBuffer.latest = torch.empty_like(self.data.action), self
+        from relax.utils.experience import ObsActionPair
+
+        self.pair = ObsActionPair
+
+    def add(self, *transitions: np.ndarray | Tensor) -> None:
+        rows = torch.arange(self.count, self.count + len(transitions[0])) % self.capacity
+        super().add(*transitions)
+        self.moved[rows] = self.data.action[rows]
+
+    def sample_with_indices(self, batch_size: int) -> tuple:
+        rows = torch.randint(min(self.count, self.capacity), (batch_size,))
+        return self.pair(self.data.obs[rows].numpy(), self.moved[rows].numpy()), rows
+
+    def replace(self, rows: Tensor, pair) -> None:
+        self.moved[rows] = torch.tensor(np.asarray(pair.action))
+
+
 if __name__ == "__main__":
-    dacer.ALGORITHM, dacer.Args, dacer.Agent = "official", Args, Agent
+    dacer.ALGORITHM, dacer.Args, dacer.Agent, dacer.ReplayBuffer = "official", Args, Agent, ActionBuffer
     dacer.run_command_line()
