@@ -238,13 +238,13 @@ class Agent(nn.Module):
         self.target_entropy = -0.9 * act_dim
         self.register_buffer("omega", torch.zeros(2))  # running mean of the critics' stds; 0: not yet set
         self.to(args.device)
-        networks = [*self.policy.parameters(), *self.critic.parameters()]
-        self.optimizer = torch.optim.Adam(networks, args.learning_rate, fused=True)
-        self.optimizer.add_param_group({"params": [self.log_alpha], "lr": args.alpha_lr})
+        networks = {"params": [*self.policy.parameters(), *self.critic.parameters()], "lr": args.learning_rate}
+        self.optimizer = torch.optim.Adam([networks, {"params": [self.log_alpha], "lr": args.alpha_lr}], fused=True)
         if args.compile:
+            options = {"triton.cudagraphs": args.device != "cpu", "shape_padding": False}  # Adam wants dense gradients
             with_gradients = torch._dynamo.config.patch(trace_autograd_ops=True)  # losses and gradients as one graph
-            self.backward = with_gradients(torch.compile(self.backward, fullgraph=True, dynamic=False))
-            options = {"cpp_wrapper": args.device == "cpu", "size_asserts": False}  # alone, acting is Python-bound
+            self.backward = with_gradients(torch.compile(self.backward, fullgraph=True, dynamic=False, options=options))
+            options |= {"cpp_wrapper": args.device == "cpu", "size_asserts": False}  # alone, acting is Python-bound
             self.policy.forward = torch.compile(self.policy.forward, dynamic=False, options=options)
 
     def noise_std(self) -> Tensor:
