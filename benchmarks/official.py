@@ -10,6 +10,7 @@ DIPO starts from the actions as they were taken.
 """
 
 import importlib
+import json
 import math
 import sys
 import types
@@ -18,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
@@ -73,27 +75,16 @@ class Agent:
         positional, named = net_settings[args.algorithm]
         net, params = getattr(network, f"create_{name}_net")(key, obs_dim, act_dim, *positional, **named)
         if args.algorithm == "DACER":
-            get_action, shift = (
-                net.get_action,
-                math.log(args.noise_scale / 0.15),
-            )  # theirs has lambda = 0.15 in its code
+            get_action, shift = net.get_action, math.log(args.noise_scale / 0.15)  # lambda is 0.15 in their code
             net.get_action = lambda key, policy, obs: get_action(key, (policy[0], policy[1] + shift), obs)
-        settings = {
-            "DACER": {
-                "alpha_lr": args.alpha_lr,
-                "delay_alpha_update": args.entropy_interval,
-                "delay_update": args.policy_frequency,
-                "reward_scale": args.reward_scale,
-                "num_samples": args.entropy_samples,
-            },
-            "DIPO": {
-                "diffusion_buffer": None,  # made after the agent
-                "action_gradient_steps": 30,
-                "policy_target_delay": 2,
-                "action_grad_norm": 0.16,
-            },
-            "QVPO": {"alpha_lr": 7e-3, "delay_alpha_update": 250},
-        }.get(args.algorithm, {})
+        settings = {"alpha_lr": args.alpha_lr, "delay_alpha_update": args.entropy_interval}  # DACER's
+        settings |= {"delay_update": args.policy_frequency, "num_samples": args.entropy_samples}
+        settings |= {"reward_scale": args.reward_scale}
+        if args.algorithm == "DIPO":  # its buffer is made after the agent
+            settings = {"diffusion_buffer": None, "action_gradient_steps": 30}
+            settings |= {"policy_target_delay": 2, "action_grad_norm": 0.16}
+        elif args.algorithm != "DACER":
+            settings = {"alpha_lr": 7e-3, "delay_alpha_update": 250} if args.algorithm == "QVPO" else {}
         make = getattr(module, args.algorithm)
         self.algorithm = make(net, params, gamma=args.gamma, tau=args.tau, lr=args.learning_rate, **settings)
         self.policy, self.time_embedding = self, torch.zeros(0)  # whose device make_actor asks for
@@ -117,12 +108,9 @@ class Agent:
         data = {name.replace("terminated", "done"): value.numpy() for name, value in batch._asdict().items()}
         self.algorithm.diffusion_buffer = ActionBuffer.latest
         info = self.algorithm.update(self.key(), self.types.Experience(**data))
-        names = {
-            f"q{i}_{theirs}": f"qf{i}_{ours}"
-            for i in (1, 2)
-            for theirs, ours in (("loss", "loss"), ("mean", "values"), ("std", "std"))
-        }
-        names |= {"policy_loss": "actor_loss", "entropy": "entropy"}
+        names = {"policy_loss": "actor_loss", "entropy": "entropy"}
+        for i in (1, 2):
+            names |= {f"q{i}_loss": f"qf{i}_loss", f"q{i}_mean": f"qf{i}_values", f"q{i}_std": f"qf{i}_std"}
         return {ours: torch.tensor(info[theirs]) for theirs, ours in names.items() if theirs in info}
 
     @property
@@ -167,6 +155,16 @@ class ActionBuffer(dacer.ReplayBuffer):
         self.moved[rows] = torch.tensor(np.asarray(pair.action))
 
 
+def save(path: Path, agent: Agent, **training: object) -> None:
+    """As dacer.py; of the multi-goal task rollouts beside it, for its picture."""
+    dacer_save(path, agent, **training)
+    task = gym.make(agent.args.env_id, **json.loads(agent.args.env_kwargs)).unwrapped
+    if path.name == "checkpoint.pt" and hasattr(task, "rollouts"):
+        act = dacer.make_actor(agent.policy, task.action_space)
+        np.savez_compressed(path.with_name("rollouts"), *task.rollouts(act, np.zeros((200, 2))))
+
+
 if __name__ == "__main__":
+    dacer_save, dacer.save = dacer.save, save
     dacer.ALGORITHM, dacer.Args, dacer.Agent, dacer.ReplayBuffer = "official", Args, Agent, ActionBuffer
     dacer.run_command_line()
