@@ -61,7 +61,7 @@ class Args:
     num_envs: int = 20  # parallel environments; a step of all of them is followed by one update
     async_envs: bool = False  # simulate each environment in a process of its own
     device: str = "cuda" if torch.cuda.is_available() else "cpu"  # of networks and replay buffer
-    compile: bool = True  # torch.compile: a minute or two at the first start, then up to twice as fast (GPU: 4 times)
+    compile: bool = True  # torch.compile: a minute or two at the first start, then up to twice as fast (GPU: far more)
     exp_name: str = ALGORITHM  # part of the run's folder, runs/<env>__<exp_name>__<seed>__<time>
     diffusion_steps: int = 5  # T
     q_grad_weight: float | None = None  # eta of the Q-gradient field objective; 0: DACER with T steps; None: by task

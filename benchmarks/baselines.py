@@ -1,4 +1,4 @@
-"""Trains SAC, TD3, DDPG, PPO (stable-baselines3) or TRPO (sb3-contrib), with their own settings, for the report.
+"""Trains SAC, TD3, DDPG, PPO (stable-baselines3) or TRPO (sb3-contrib), with their defaults, for the report.
 
     pip install -r benchmarks/requirements.txt                   # beside requirements.txt
     python benchmarks/baselines.py --algorithm TD3 --env-kwargs '{"num_goals": 6}' --seed 2

@@ -4,9 +4,10 @@
     pip install jax dm-haiku optax numpyro numba scikit-learn dill tensorboardX              # beside requirements.txt
     python benchmarks/official.py --code /tmp/official --env-id HalfCheetah-v4 --total-timesteps 1400000
 
-Networks, losses, updates, noise and entropy are theirs, with the settings of their scripts/train_mujoco.py; environments,
-warm-up, buffer, evaluations, checkpoints and all arguments are dacer.py's, --resume and --evaluate too. A resumed run of
-DIPO starts from the actions as they were taken.
+Networks, losses, updates, noise and entropy are theirs; environments, warm-up, buffer, evaluations, checkpoints and all
+arguments are dacer.py's, --resume and --evaluate too. Arguments of the algorithm itself hold for DACER; of the others only
+T, the widths, the learning rate, gamma and tau do, the rest being as in their scripts/train_mujoco.py. A resumed run of DIPO
+starts from the actions as they were taken.
 """
 
 import importlib
@@ -17,7 +18,7 @@ import types
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -39,7 +40,9 @@ class Args(dacer.Args):
     compile: bool = False  # of no effect: JAX always compiles
 
     def __post_init__(self):
-        self.label = self.label or f"official {self.algorithm} (JAX)"
+        own = "official DACER (JAX)" if self.algorithm == "DACER" else f"{self.algorithm} (DACER authors' JAX)"
+        self.label = self.label or own
+        self.diffusion_steps = {"DIPO": 100, "DSACT": 1}.get(self.algorithm, self.diffusion_steps)
         if not Path(self.code, "relax/algorithm/dacer.py").is_file():
             raise ValueError(f"--code {self.code} is no clone of the official repository")
 
@@ -53,61 +56,63 @@ class Agent:
         stub.make_persist = stub.PersistFunction = None
         sys.modules["relax.utils.persistence"] = stub
         import jax
+        from relax.utils.experience import Experience
 
-        name, key = args.algorithm.lower(), jax.random.key(args.seed)
-        module, network = (importlib.import_module(f"relax.{part}.{name}") for part in ("algorithm", "network"))
-        self.args, self.dims, self.jax = args, (obs_dim, act_dim), jax
         clip = jax.numpy.clip  # theirs is of an older JAX
         jax.numpy.clip = lambda x, *ends, a_min=None, a_max=None, **k: clip(x, *(ends or (a_min, a_max)), **k)
-        self.types = importlib.import_module("relax.utils.experience")
+        self.args, self.dims, self.jax, self.Experience = args, (obs_dim, act_dim), jax, Experience
+        name, key = args.algorithm.lower(), jax.random.key(args.seed)
+        module, network = (importlib.import_module(f"relax.{part}.{name}") for part in ("algorithm", "network"))
 
         def mish(x):
             return x * jax.numpy.tanh(jax.nn.softplus(x))
 
         sizes, T = args.hidden_sizes, {"num_timesteps": args.diffusion_steps}
-        net_settings = {
-            "DACER": ((sizes, sizes, mish), T),
-            "DSACT": ((sizes, partial(jax.nn.gelu, approximate=False)), {}),
-            "QSM": ((sizes,), T | {"num_particles": 64}),
-            "DIPO": ((sizes,), {"num_timesteps": 100}),
-            "QVPO": ((sizes, sizes, mish), T | {"num_particles": 4, "noise_scale": 0.05}),
+        dacers = {
+            "alpha_lr": args.alpha_lr,
+            "delay_alpha_update": args.entropy_interval,
+            "reward_scale": args.reward_scale,
         }
-        positional, named = net_settings[args.algorithm]
+        dacers |= {"delay_update": args.policy_frequency, "num_samples": args.entropy_samples}
+        dipos = {"action_gradient_steps": 30, "policy_target_delay": 2, "action_grad_norm": 0.16}
+        positional, named, settings = {  # of the networks; of the algorithm
+            "DACER": ((sizes, sizes, mish), T, dacers),
+            "DSACT": ((sizes, partial(jax.nn.gelu, approximate=False)), {}, {}),
+            "QSM": ((sizes,), T | {"num_particles": 64}, {}),
+            "DIPO": ((sizes,), T, dipos | {"diffusion_buffer": None}),  # which is made after the agent
+            "QVPO": ((sizes, sizes, mish), T | {"num_particles": 4}, {"alpha_lr": 7e-3, "delay_alpha_update": 250}),
+        }[args.algorithm]
         net, params = getattr(network, f"create_{name}_net")(key, obs_dim, act_dim, *positional, **named)
         if args.algorithm == "DACER":
             get_action, shift = net.get_action, math.log(args.noise_scale / 0.15)  # lambda is 0.15 in their code
             net.get_action = lambda key, policy, obs: get_action(key, (policy[0], policy[1] + shift), obs)
-        settings = {"alpha_lr": args.alpha_lr, "delay_alpha_update": args.entropy_interval}  # DACER's
-        settings |= {"delay_update": args.policy_frequency, "num_samples": args.entropy_samples}
-        settings |= {"reward_scale": args.reward_scale}
-        if args.algorithm == "DIPO":  # its buffer is made after the agent
-            settings = {"diffusion_buffer": None, "action_gradient_steps": 30}
-            settings |= {"policy_target_delay": 2, "action_grad_norm": 0.16}
-        elif args.algorithm != "DACER":
-            settings = {"alpha_lr": 7e-3, "delay_alpha_update": 250} if args.algorithm == "QVPO" else {}
         make = getattr(module, args.algorithm)
         self.algorithm = make(net, params, gamma=args.gamma, tau=args.tau, lr=args.learning_rate, **settings)
+        Agent.latest = self  # main makes the agent, then its buffer
         self.policy, self.time_embedding = self, torch.zeros(0)  # whose device make_actor asks for
         self.optimizer = types.SimpleNamespace(state_dict=dict, load_state_dict=lambda state: None)  # in state_dict
 
-    def key(self):
-        return self.jax.random.key(int(torch.randint(2**31, ())))
+    def key(self, generator: torch.Generator | None = None):
+        return self.jax.random.key(int(torch.randint(2**31, (), generator=generator)))
 
     def act(self, obs: np.ndarray) -> Tensor:
         return torch.tensor(self.algorithm.get_action(self.key(), obs.astype(np.float32)))
 
-    def draw_noise(self, *rows: int, generator: torch.Generator) -> None:
-        """They draw their own."""
+    def draw_noise(self, *rows: int, generator: torch.Generator):
+        """A key; all but DSACT and QSM draw, without exploration noise, from one that they make of the observations."""
+        return self.key(generator)
 
-    def __call__(self, obs: Tensor, noise: None) -> Tensor:
-        if self.args.algorithm in ("DSACT", "QSM"):  # theirs for evaluation is one mean, or for a single state
-            return self.act(obs.numpy())
-        return torch.tensor(self.algorithm.get_deterministic_action(obs.numpy()))
+    def __call__(self, obs: Tensor, key) -> Tensor:
+        algorithm, params = self.algorithm, self.algorithm.get_policy_params()
+        if self.args.algorithm in ("DSACT", "QSM"):  # theirs without noise gives one mean, or is for one state alone
+            return torch.tensor(np.asarray(algorithm._get_action(key, params, obs.numpy())))
+        if self.args.algorithm == "QVPO":
+            params = algorithm.get_policy_params_to_save()  # the target policy, as in training
+        return torch.tensor(np.asarray(algorithm._get_deterministic_action(params, obs.numpy())))
 
     def update(self, batch: dacer.Batch, step: int) -> dict[str, Tensor]:
         data = {name.replace("terminated", "done"): value.numpy() for name, value in batch._asdict().items()}
-        self.algorithm.diffusion_buffer = ActionBuffer.latest
-        info = self.algorithm.update(self.key(), self.types.Experience(**data))
+        info = self.algorithm.update(self.key(), self.Experience(**data))
         names = {"policy_loss": "actor_loss", "entropy": "entropy"}
         for i in (1, 2):
             names |= {f"q{i}_loss": f"qf{i}_loss", f"q{i}_mean": f"qf{i}_values", f"q{i}_std": f"qf{i}_std"}
@@ -130,36 +135,37 @@ class Agent:
         self.algorithm.state = self.jax.tree.unflatten(structure, [self.jax.numpy.array(x) for x in state.values()])
 
 
+class Pair(NamedTuple):
+    obs: np.ndarray  # (B, obs_dim)
+    action: np.ndarray  # (B, d)
+
+
 class ActionBuffer(dacer.ReplayBuffer):
     """The replay buffer, and beside it the actions that DIPO moves up the gradient of Q, its policy's targets."""
 
-    latest = None
-
     def __init__(self, capacity: int, obs_dim: int, act_dim: int, device: str):
         super().__init__(capacity, obs_dim, act_dim, device)
-        self.moved, ActionBuffer.latest = torch.empty_like(self.data.action), self
-        from relax.utils.experience import ObsActionPair
-
-        self.pair = ObsActionPair
+        self.moved = torch.empty_like(self.data.action)
+        Agent.latest.algorithm.diffusion_buffer = self
 
     def add(self, *transitions: np.ndarray | Tensor) -> None:
         rows = torch.arange(self.count, self.count + len(transitions[0])) % self.capacity
         super().add(*transitions)
         self.moved[rows] = self.data.action[rows]
 
-    def sample_with_indices(self, batch_size: int) -> tuple:
+    def sample_with_indices(self, batch_size: int) -> tuple[Pair, Tensor]:
         rows = torch.randint(min(self.count, self.capacity), (batch_size,))
-        return self.pair(self.data.obs[rows].numpy(), self.moved[rows].numpy()), rows
+        return Pair(self.data.obs[rows].numpy(), self.moved[rows].numpy()), rows
 
-    def replace(self, rows: Tensor, pair) -> None:
+    def replace(self, rows: Tensor, pair: Pair) -> None:
         self.moved[rows] = torch.tensor(np.asarray(pair.action))
 
 
 def save(path: Path, agent: Agent, **training: object) -> None:
-    """As dacer.py; of the multi-goal task rollouts beside it, for its picture."""
+    """As dacer.py; with a checkpoint of the multi-goal task rollouts, for its picture."""
     dacer_save(path, agent, **training)
-    task = gym.make(agent.args.env_id, **json.loads(agent.args.env_kwargs)).unwrapped
-    if path.name == "checkpoint.pt" and hasattr(task, "rollouts"):
+    if path.name == "checkpoint.pt" and "MultiGoal" in agent.args.env_id:
+        task = gym.make(agent.args.env_id, **json.loads(agent.args.env_kwargs)).unwrapped
         act = dacer.make_actor(agent.policy, task.action_space)
         np.savez_compressed(path.with_name("rollouts"), *task.rollouts(act, np.zeros((200, 2))))
 

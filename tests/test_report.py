@@ -1,5 +1,6 @@
 """benchmarks/report.py: the published tables are those of the data, and made-up runs whose results are known."""
 
+import itertools
 import json
 import re
 import shutil
@@ -17,11 +18,13 @@ from torch.utils.tensorboard import SummaryWriter
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import multigoal
 import report
 
 ARGS = {"env_id": "Hopper-v4", "env_kwargs": "{}", "seed": 1, "num_envs": 20, "learning_starts": 30_000}
 ARGS |= {"diffusion_steps": 20, "total_timesteps": 230_000}
 V2 = {"diffusion_steps": 5, "q_grad_weight": 0.01, "time_weight_c": 0.4, "time_weight_d": -1.8}
+PAGES = "README.md", "docs/multigoal.md"
 BEST = "highest evaluation in the last 10%"
 
 
@@ -55,7 +58,10 @@ def copy(tmp_path_factory):
     shutil.copytree(ROOT / "benchmarks", root / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "docs", root / "docs")
     shutil.copy(ROOT / "README.md", root)
-    subprocess.run([sys.executable, root / "benchmarks/report.py"], check=True)
+    for name in ("dacer.py", "dacer_v2.py", "multigoal_env.py", "runs"):
+        (root / name).symlink_to(ROOT / name)
+    for script in ("report.py", "multigoal.py"):
+        subprocess.run([sys.executable, root / "benchmarks" / script], check=True)
     return root
 
 
@@ -87,14 +93,14 @@ def test_every_number_recomputes(copy):
     data["late"] = data["return"].where(data.step > 0.9 * data.total_timesteps)
     runs = data.groupby("run").agg("last").assign(best=data.groupby("run").late.max())
     plain = runs[(runs.algorithm != "DACERv2") | ((runs.eta == 0.01) & (runs["T"] == 5) & (runs.c == 0.4))]
-    glance, cost = (rows_of(part) for part in (copy / "README.md").read_text().split("<!-- report: ")[1:])
+    glance = rows_of((copy / "README.md").read_text().split("<!-- report: ")[1])
     for row in glance:
         group = plain[(plain.task + plain.algorithm == row["task"] + row["algorithm"]) & (plain["T"] == int(row["T"]))]
         assert (len(group), f"{group['update'].iloc[0]:,}") == (int(row["seeds"]), row["updates"].split(" (")[0])
         for column, values in ((BEST, group.best), ("last evaluation", group["return"])):
             wanted = [values.mean(), values.min(), values.max()] if len(group) > 1 else values.dropna().tolist()
             assert numbers(row[column]) == pytest.approx(wanted, abs=0.51)
-    for row in rows_of((copy / "docs/multigoal.md").read_text()):
+    for row in rows_of((copy / "docs/multigoal.md").read_text().split("<!-- report: ")[1]):
         group = runs[(runs.kwargs == f"num_goals={row['goals']}") & (runs["T"] == int(row["T"]))]
         group = group[group.eta.isna() if row["eta"] == "-" else group.eta == float(row["eta"])]
         group = group[(group.c == 0) == (row["w(t)"] == "1")]
@@ -116,9 +122,56 @@ def test_every_number_recomputes(copy):
                     times[row["script"], int(row["T"]), what, row.get("task", "Ant")], rel=0.006
                 )
     times = times.reorder_levels(["task", "script", "T", "what"])
-    for row in cost:  # hours of 1.5 million updates
+    for row in rows_of((copy / "docs/speed.md").read_text().split("report: cost")[1]):  # hours of 1.5 million updates
         wanted = [times[row["task"], *key, report.TRAINING] / 2.4 for key in (("dacer", 20), ("dacer_v2", 5))]
-        assert [float(row["DACER, T = 20"]), float(row["DACERv2, T = 5"])] == pytest.approx(wanted, abs=0.51)
+        hours = row["DACER, T = 20"], row["DACERv2, T = 5"]
+        assert [float(cell) for cell in hours] == pytest.approx(wanted, abs=0.51)
+        if row["task"] == "Ant":
+            assert "two CPU cores 14 hours on Ant with DACER and 8 with" in (copy / "README.md").read_text()
+            assert hours == ("14", "8")
+
+
+def test_the_table_of_algorithms_recomputes(copy):
+    data = pd.concat([pd.read_csv(ROOT / f"benchmarks/results/{name}.csv") for name in ("evaluations", "multigoal")])
+    runs = data.sort_values("step").groupby("run").agg("last")
+    short, rows = (rows_of((copy / page).read_text().split("<!-- multigoal -->")[1]) for page in PAGES)
+    assert all(row in rows for row in short)
+    assert {row["algorithm"] for row in rows} > {"SAC", "TD3", "DDPG", "PPO", "TRPO"}
+    for row, goals in itertools.product(rows, (4, 5, 6)):
+        name, *settings = row["algorithm"].split(", ")
+        settings = dict(setting.split(" = ") for setting in settings)
+        group = runs[(runs.algorithm == name) & (runs.kwargs == f"num_goals={goals}")]
+        group = group[(group.total_timesteps > 230_000) == (row["updates"] in ("35,000", "50,000"))]
+        for key, value in settings.items():
+            group = group[group.c == 0 if key == "w" else group[key] == float(value)]
+        if "eta" in settings and "w" not in settings:
+            group = group[group.c == 0.4]
+        if row[f"{goals} goals"] == "-":
+            assert group.empty
+            continue
+        wanted = [group.coverage.mean(), len(group), group.coverage.min()][: 2 + (len(group) > 1)]
+        *found, score = numbers(row[f"{goals} goals"])[: len(wanted) + 1]
+        assert (found, score) == (pytest.approx(wanted, abs=0.0051), pytest.approx(group["return"].mean(), abs=0.51))
+
+
+def test_runs_are_collected(tmp_path, monkeypatch, capsys):
+    for name in ("CSV", "KEPT"):
+        monkeypatch.setattr(multigoal, name, Path(shutil.copy(getattr(multigoal, name), tmp_path)))
+    goals = {"env_id": "multigoal_env:MultiGoal-v0", "env_kwargs": "{}", "label": "SAC", "seed": 9, "commit": "abc"}
+    run = make_run(tmp_path / "runs/sac", [-100] * 10, coverage=0.5, **goals)
+    np.savez(run / "rollouts", np.zeros((3, 200, 2)))
+    before = multigoal.read()
+    for _ in range(2):  # the second time the same rows are replaced
+        multigoal.collect((run,))
+    data = multigoal.read()
+    new = data[~data.run.isin(before.run)]
+    assert len(data) == len(before) + 10
+    assert set(zip(new.run, new.label, new.goals, new.seed, new.commit)) == {("sac", "SAC", "4", 9, "abc")}
+    assert dict(np.load(multigoal.KEPT))["sac"].shape == (3, 200, 2)
+    with pytest.raises(SystemExit, match="2"):
+        multigoal.collect((make_run(tmp_path / "runs/hopper", [1, 2], commit="abc"),))
+    assert "hopper holds no evaluations on 4, 5 or 6 goals" in capsys.readouterr().err
+    assert len(multigoal.read()) == len(data)
 
 
 def test_statistics(tmp_path, tables):
@@ -154,7 +207,7 @@ def test_a_run_under_way(tmp_path, tables):
 
 def test_named_runs_stand_beside_the_published_ones(tmp_path, tables):
     before = {path: path.read_bytes() for path in [*(ROOT / "docs").rglob("*.*"), ROOT / "README.md"]}
-    published = rows_of((ROOT / "docs/multigoal.md").read_text())
+    published = rows_of((ROOT / "docs/multigoal.md").read_text().split("report: ")[1])
     goals = {"env_id": "multigoal_env:MultiGoal-v0", "env_kwargs": '{"num_goals": 6}'}
     for seed in (1, 2, 3):
         make_run(
