@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_update import draw, gradients, make_agent, make_batch
+from torch._inductor import config as inductor
 
 import dacer
 import dacer_v2
@@ -22,6 +23,7 @@ import dacer_v2
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
+@inductor.patch(fx_graph_cache=False)
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
 def test_a_compiled_agent_computes_the_same_and_is_compiled_once(device, monkeypatch):
     """Actions, statistics and gradients, at full weight of the Q-gradient; then no update compiles anything more.
@@ -31,7 +33,6 @@ def test_a_compiled_agent_computes_the_same_and_is_compiled_once(device, monkeyp
     if their widths (Ant's, not Hopper's) make that faster: Adam takes no gradient with gaps.
     """
     torch.compiler.reset()
-    monkeypatch.setattr("torch._inductor.config.fx_graph_cache", False)
     for name in ("has_triton", "check_device", "_should_pad"):
         monkeypatch.setattr(f"torch._inductor.fx_passes.pad_mm.{name}", lambda *_: True)
     size = 32
