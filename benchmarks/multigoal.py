@@ -49,10 +49,10 @@ def collect(runs: tuple[Path, ...]) -> None:
             "lambda": args.get("noise_scale"),
         }
         parts[0] = parts[0][parts[0].run != run.name]
-        parts.append(rows.assign(**told).reindex(columns=parts[0].columns))
+        parts.append(rows.assign(**told).dropna(axis=1, how="all"))
         if goals == 4 and (run / "rollouts.npz").exists():
             paths[run.name] = np.load(run / "rollouts.npz")["arr_0"].astype(np.float32)
-    pd.concat(parts).to_csv(CSV, index=False, float_format="%.5g")
+    pd.concat(parts)[parts[0].columns].to_csv(CSV, index=False, float_format="%.5g")
     np.savez_compressed(KEPT, **paths)
 
 
