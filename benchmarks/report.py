@@ -274,7 +274,7 @@ def main(runs: tyro.conf.Positional[tuple[Path, ...]] = (), out: Path = Path("re
     times = pd.read_csv(RESULTS / "speed.csv")
     gpu = times.machine.str.contains("NVIDIA")
     tables |= {"speed": speed(times[~gpu]), "gpu": speed(times[gpu])}
-    cost = times[(times.what == TRAINING) & ((times.script == "dacer") == (times["T"] == 20))]
+    cost = times[~gpu & (times.what == TRAINING) & ((times.script == "dacer") == (times["T"] == 20))]
     cost = (cost.pivot(index="task", columns="script", values="ms") * PAPERS_UPDATES / 3.6e6).round().astype(int)
     tables["cost"] = table("task | DACER, T = 20 | DACERv2, T = 5", [[task, *row] for task, row in cost.T.items()])
     figures = {task: {task: rows} for task, rows in compared.groupby("task", sort=False)}
