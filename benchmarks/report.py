@@ -84,7 +84,7 @@ def name_of(row: pd.Series) -> str:
 
 def prepare(data: pd.DataFrame) -> pd.DataFrame:
     """Adds updates, names, with the settings in which runs of one name differ, and colours; sorts."""
-    data["task"] = (data.task + " " + data.kwargs).str.strip()
+    data["task"] = (data.task + np.where(data.num_envs == 1, ", 1 environment ", " ") + data.kwargs).str.strip()
     data["warm_up"] = -(-data.learning_starts // data.num_envs)
     data["update"] = (data.step // data.num_envs - data.warm_up).clip(lower=0)
     data["planned"] = data.total_timesteps // data.num_envs - data.warm_up
