@@ -65,8 +65,8 @@ class Args:
     exp_name: str = ALGORITHM  # part of the run's folder, runs/<env>__<exp_name>__<seed>__<time>
     diffusion_steps: int = 5  # T
     q_grad_weight: float | None = None  # eta of the Q-gradient field objective; 0: DACER with T steps; None: by task
-    time_weight_c: float = 0.4  # c of the time weight w(t) = exp(c t + d); c = d = 0: no temporal weighting
-    time_weight_d: float = -1.8  # d of the time weight
+    time_weight_c: float | None = None  # c of the time weight w(t) = exp(c t + d), papers: 0.4; c = d = 0: none
+    time_weight_d: float | None = None  # d of the time weight, papers: -1.8
     noise_scale: float | None = None  # lambda; this and the next two: by task if left out, see TASKS
     hidden_sizes: tuple[int, ...] | None = None  # widths of the hidden layers of all networks
     learning_starts: int | None = None  # warm-up: environment steps with uniform random actions
@@ -89,11 +89,12 @@ class Args:
 
 
 # What the paper sets by task (MultiGoal's are ours), under the task's name without its version
-DEFAULTS = {"q_grad_weight": 0.01, "noise_scale": 0.1, "hidden_sizes": (256, 256, 256), "learning_starts": 30_000}
+DEFAULTS = {"noise_scale": 0.1, "hidden_sizes": (256, 256, 256), "learning_starts": 30_000}
+DEFAULTS |= {"q_grad_weight": 0.01, "time_weight_c": 0.4, "time_weight_d": -1.8}
 TASKS = {
     "Humanoid": {"noise_scale": 0.15, "hidden_sizes": (512, 512, 512), "learning_starts": 200_000},
     "HalfCheetah": {"noise_scale": 0.15, "learning_starts": 200_000},
-    "MultiGoal": {"q_grad_weight": 5.0, "entropy_interval": 1000},
+    "MultiGoal": {"entropy_interval": 1000, "q_grad_weight": 2.0, "time_weight_c": 0.0, "time_weight_d": 0.0},
 }
 EVAL_STEPS, TIMEOUT = 10_000, 600.0  # at which an evaluation's episodes are cut; seconds for a worker process's step
 LIMIT = """set a limit: --env-kwargs '{"max_episode_steps": 1000}'"""

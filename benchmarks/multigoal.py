@@ -25,10 +25,12 @@ import report
 import multigoal_env
 
 SHORT = 230_000  # environment steps of a run of usual length
-OURS = [f"DACERv2, T = 5, eta = {rest}" for rest in ("1", "5", "5, w = 1")] + ["DACER, T = 5", "DACER, T = 20"]
+OURS = [f"DACERv2, T = 5, eta = {rest}" for rest in ("2, w = 1", "1", "5", "5, w = 1")]
+OURS += ["DACER, T = 5", "DACER, T = 20"]
 THEIRS = [f"{name} (DACER authors' JAX)" for name in ("QVPO", "DIPO", "QSM", "DSACT")]
 THEIRS += ["SAC", "TD3", "DDPG", "PPO", "TRPO"]
-COLOURS = {label: report.COLOURS[label.replace(", eta = 5", "")] for label in OURS} | dict.fromkeys(THEIRS, "0.35")
+COLOURS = {label: report.COLOURS[label.replace(", eta = 5", "")] for label in OURS[1:]} | dict.fromkeys(THEIRS, "0.35")
+COLOURS[OURS[0]] = "#E69F00"
 MARKERS = dict.fromkeys(OURS, "o") | dict(zip(THEIRS, "PXD*sv^<>"))
 CSV, KEPT, FIGURES = report.RESULTS / "multigoal.csv", report.RESULTS / "rollouts.npz", report.ROOT / "docs" / "figures"
 
@@ -151,7 +153,7 @@ def main(runs: tyro.conf.Positional[tuple[Path, ...]] = ()) -> None:
     trade(last)
     long(data)
     rollouts(last)
-    told = last[~last.label.str.match("QVPO|DACER, T = 5")]
+    told = last[~last.label.str.match("QVPO|DACER, T = 5|.*eta = (1|5, w)")]
     for name, rows in {"README.md": told, "docs/multigoal.md": last}.items():
         page, shown = report.ROOT / name, f"<!-- multigoal -->\n\n{table(rows)}\n\n<!-- end -->"
         text = re.sub(

@@ -42,7 +42,8 @@ class FlatCritic(nn.Module):
 
 def make(critic, **changes):
     """An agent with this critic, a batch, and the policy's draws of an update: its noise, and t."""
-    agent = make_agent(dacer_v2, (OBS_DIM, ACT_DIM), **{"q_grad_weight": 1.0, "diffusion_steps": T} | changes)
+    papers = {"q_grad_weight": 1.0, "time_weight_c": 0.4, "time_weight_d": -1.8, "diffusion_steps": T}
+    agent = make_agent(dacer_v2, (OBS_DIM, ACT_DIM), **papers | changes)
     agent.critic = critic
     obs, next_obs = torch.randn(2, B, OBS_DIM)
     batch = dacer_v2.Batch(obs, torch.rand(B, ACT_DIM), torch.randn(B), next_obs, torch.zeros(B))
@@ -205,7 +206,6 @@ MAY_DROP = {
     '"""DACER: Diffusion Actor-Critic with Entropy Regulator, in one file.',
     'ALGORITHM, VERSION = "dacer", 2  # written into checkpoints, and demanded of them',
     "    diffusion_steps: int = 20  # T",
-    'DEFAULTS = {"noise_scale": 0.1, "hidden_sizes": (256, 256, 256), "learning_starts": 30_000}',
     '    "MultiGoal": {"entropy_interval": 1000},',
     "    def policy_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:",
     '        """L_q = -mean min(m_1, m_2)(s, a) of actions with exploration noise."""',
@@ -233,8 +233,8 @@ def owners(source: str) -> list[str]:
         name = getattr(node, "name", None)
         if isinstance(node, ast.Expr):
             name = "module docstring"
-        if isinstance(node, ast.Assign):
-            name = ast.unparse(node.targets[0])
+        if isinstance(node, ast.Assign | ast.AugAssign):
+            name = ast.unparse(getattr(node, "target", None) or node.targets[0])
         names[node.lineno - 1 : node.end_lineno + 1] = [name] * (node.end_lineno + 2 - node.lineno)
         for method in (child for child in getattr(node, "body", []) if isinstance(child, ast.FunctionDef)):
             names[method.lineno - 1 : method.end_lineno + 1] = [f"{name}.{method.name}"] * (

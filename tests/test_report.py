@@ -141,7 +141,8 @@ def test_the_table_of_algorithms_recomputes(copy):
         name, *settings = row["algorithm"].split(", ")
         settings = dict(setting.split(" = ") for setting in settings)
         group = runs[(runs.algorithm == name) & (runs.kwargs == f"num_goals={goals}")]
-        group = group[(group.total_timesteps > 230_000) == (row["updates"] in ("35,000", "50,000"))]
+        length = {"20,000": 430_000, "35,000": 1_030_000, "50,000": 1_030_000}.get(row["updates"], 230_000)
+        group = group[group.total_timesteps == length]
         for key, value in settings.items():
             group = group[group.c == 0 if key == "w" else group[key] == float(value)]
         if "eta" in settings and "w" not in settings:
