@@ -92,6 +92,7 @@ def test_every_number_recomputes(copy):
     assert not data.duplicated(["run", "step"]).any()
     data["late"] = data["return"].where(data.step > 0.9 * data.total_timesteps)
     runs = data.groupby("run").agg("last").assign(best=data.groupby("run").late.max())
+    runs["task"] += (runs.num_envs == 1).map({True: ", 1 environment", False: ""})
     plain = runs[(runs.algorithm != "DACERv2") | ((runs.eta == 0.01) & (runs["T"] == 5) & (runs.c == 0.4))]
     glance = rows_of((copy / "README.md").read_text().split("<!-- report: ")[1])
     for row in glance:
