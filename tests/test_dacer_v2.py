@@ -42,8 +42,7 @@ class FlatCritic(nn.Module):
 
 def make(critic, **changes):
     """An agent with this critic, a batch, and the policy's draws of an update: its noise, and t."""
-    papers = {"q_grad_weight": 1.0, "time_weight_c": 0.4, "time_weight_d": -1.8, "diffusion_steps": T}
-    agent = make_agent(dacer_v2, (OBS_DIM, ACT_DIM), **papers | changes)
+    agent = make_agent(dacer_v2, (OBS_DIM, ACT_DIM), **{"q_grad_weight": 1.0, "diffusion_steps": T} | changes)
     agent.critic = critic
     obs, next_obs = torch.randn(2, B, OBS_DIM)
     batch = dacer_v2.Batch(obs, torch.rand(B, ACT_DIM), torch.randn(B), next_obs, torch.zeros(B))

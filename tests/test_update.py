@@ -16,7 +16,7 @@ OBS_DIM, ACT_DIM, B = 4, 2, 64
 def make_agent(script=dacer, sizes=(OBS_DIM, ACT_DIM), **changes):
     torch.manual_seed(0)
     small = {"hidden_sizes": (32, 32, 32), "noise_scale": 0.1, "entropy_interval": 1000, "entropy_samples": 10}
-    return script.Agent(*sizes, script.Args(**small | {"device": "cpu", "compile": False} | changes))
+    return script.Agent(*sizes, script.Args(**script.DEFAULTS | small | {"device": "cpu", "compile": False} | changes))
 
 
 def make_batch(size=B, sizes=(OBS_DIM, ACT_DIM)):
