@@ -81,9 +81,10 @@ def table(runs: pd.DataFrame) -> str:
     for (label, _), group in runs.groupby(["label", "total_timesteps"], sort=False):
         cells = {goals: cell(part) for goals, part in group.groupby("goals")}
         updates = f"{group['update'].max():,}" if label not in ("PPO", "TRPO") else "-"
-        rows.append(
-            [label, updates, f"{60 * group.hours.min():.0f}", *(cells.get(goals, "-") for goals in ("4", "5", "6"))]
-        )
+        minutes = f"{60 * group.hours.min():.0f}"
+        if label in THEIRS[:3] or group.total_timesteps.min() > 2 * SHORT:  # of those published
+            minutes += " (GPU)"
+        rows.append([label, updates, minutes, *(cells.get(goals, "-") for goals in ("4", "5", "6"))])
     return report.table("algorithm | updates | minutes | 4 goals | 5 goals | 6 goals", rows)
 
 
