@@ -65,8 +65,8 @@ class Args:
     exp_name: str = ALGORITHM  # part of the run's folder, runs/<env>__<exp_name>__<seed>__<time>
     diffusion_steps: int = 5  # T
     q_grad_weight: float | None = None  # eta of the Q-gradient field objective; 0: DACER with T steps; None: by task
-    time_weight_c: float | None = None  # c of the time weight w(t) = exp(c t + d), papers: 0.4; c = d = 0: none
-    time_weight_d: float | None = None  # d of the time weight, papers: -1.8
+    time_weight_c: float | None = None  # c of the time weight w(t) = exp(c t + d); c = d = 0: w = 1; None: by task
+    time_weight_d: float | None = None  # d of the time weight; None: by task
     noise_scale: float | None = None  # lambda; this and the next two: by task if left out, see TASKS
     hidden_sizes: tuple[int, ...] | None = None  # widths of the hidden layers of all networks
     learning_starts: int | None = None  # warm-up: environment steps with uniform random actions

@@ -132,6 +132,8 @@ def test_settings():
     assert rows["warm-up, environment steps"].startswith(warm_up)
     assert cheetah == {key: humanoid[key] for key in ("noise_scale", "learning_starts")}
     assert rows["eta of DACERv2"].endswith(f"{default['q_grad_weight']}; multi-goal: {goals['q_grad_weight']:g}")
+    weight = f"DACERv2: 5, c = {default['time_weight_c']}, d = {default['time_weight_d']}, but on multi-goal c = d = 0)"
+    assert weight in README and goals["time_weight_c"] == goals["time_weight_d"] == 0
     assert rows["updates between two steps of alpha"].endswith(f"multi-goal: {goals['entropy_interval']:,}")
     assert rows["evaluation"].startswith(f"every {dacer_v2.Args.eval_interval:,} updates | the same, 10 ")
 
