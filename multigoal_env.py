@@ -135,7 +135,7 @@ class Run:
         args = self.agent.args
         if args.env_id.split(":")[-1] != "MultiGoal-v0":
             fail(f"{folder} is a run on {args.env_id}; these pictures are for multigoal_env:MultiGoal-v0")
-        self.folder, self.env = folder, MultiGoalEnv(**json.loads(args.env_kwargs))
+        self.folder, self.env = folder, gym.make("MultiGoal-v0", **json.loads(args.env_kwargs)).unwrapped
         self.algorithm = f"{'DACERv2' if is_v2 else 'DACER'}, T = {args.diffusion_steps}"
         if is_v2:
             unweighted = args.time_weight_c == args.time_weight_d == 0

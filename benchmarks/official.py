@@ -43,7 +43,7 @@ class Args(dacer.Args):
         own = "official DACER (JAX)" if self.algorithm == "DACER" else f"{self.algorithm} (DACER authors' JAX)"
         self.label = self.label or own
         self.diffusion_steps = {"DIPO": 100, "DSACT": 1}.get(self.algorithm, self.diffusion_steps)
-        if not Path(self.code, "relax/algorithm/dacer.py").is_file():
+        if not (self.resume or self.evaluate or Path(self.code, "relax/algorithm/dacer.py").is_file()):
             raise ValueError(f"--code {self.code} is no clone of the official repository")
 
 

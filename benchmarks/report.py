@@ -246,7 +246,6 @@ def draw(path: Path, panels: dict[str, pd.DataFrame]) -> None:
             axis.secondary_xaxis("top", functions=functions).set_xlabel("environment steps (millions)")
     columns = 1 if max(map(len, handles)) > 62 else 2 + len(panels) // 3
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80, metadata={"Software": None}, pil_kwargs={"optimize": True})
     plt.close(figure)
 
@@ -256,6 +255,7 @@ def main(runs: tyro.conf.Positional[tuple[Path, ...]] = (), out: Path = Path("re
     data = pd.read_csv(RESULTS / "evaluations.csv").fillna({"kwargs": ""}).assign(yours=False)
     if runs:
         named = pd.concat([read_run(path) for path in dict.fromkeys(runs)]).assign(yours=True)
+        out.mkdir(parents=True, exist_ok=True)
         data = pd.concat([data[(data.task + data.kwargs).isin(named.task + named.kwargs)], named], ignore_index=True)
     data = prepare(data)
     v2, five, plain = data.algorithm == "DACERv2", data["T"] == 5, data.usual & ~data.constant
@@ -265,7 +265,7 @@ def main(runs: tyro.conf.Positional[tuple[Path, ...]] = (), out: Path = Path("re
     ablations = ablations[ablations.groupby("task").variant.transform("any").astype(bool)]
     compared = data[~goals & ~(data.variant & data.run.isin(ablations.run))]
     shown = {"glance": compared, "returns": compared, "ablations": ablations, "coverage": data[goals]}
-    shown["eta"] = equally_long(data[v2 & five & ~data.constant])
+    shown["eta"] = equally_long(data[weighted := v2 & five & ~data.constant])
     tables = {"differences": differences(summarise(compared)), "iqm": iqm(summarise(compared))}
     for name, rows in shown.items():
         groups = [cells(group) for _, group in summarise(rows).groupby(["task", "name"], sort=False)]
@@ -280,15 +280,15 @@ def main(runs: tyro.conf.Positional[tuple[Path, ...]] = (), out: Path = Path("re
     figures = {task: {task: rows} for task, rows in compared.groupby("task", sort=False)}
     for task, rows in ablations.groupby("task", sort=False):
         panels = {"what guides the chain": rows[rows["T"] == 5], "number of steps": rows[rows.usual & ~rows.constant]}
-        figures[f"{task}-ablations"] = {f"{task}: {title}": part for title, part in panels.items()}
-    for name, rows in {"": ~v2 | (data.usual & five), "-eta": v2 & five & ~data.constant, "-steps": plain}.items():
-        parts = data[goals & rows].groupby("task")
-        figures[f"coverage{name}"] = {task: part for task, part in parts if part.name.nunique() > 1}
+        figures[f"{task}-ablations"] = {f"{task}: {title}": part for title, part in panels.items() if len(part)}
+    for end, on in {"": data.yours | ~v2 | data.usual & five, "-eta": weighted, "-steps": plain}.items():
+        parts = data[goals & on].groupby("task")
+        figures[f"coverage{end}"] = {task: part for task, part in parts if part.name.nunique() > 1}
     figures = {re.sub(r"[^\w.-]+", "-", name): panels for name, panels in figures.items() if panels}
     for name, panels in figures.items():
         draw((out if runs else ROOT / "docs" / "figures") / f"{name}.png", panels)
     if runs:
-        told = [name for name in tables if name not in ("glance", "speed", "cost") and tables[name].count("\n") > 1]
+        told = [t for t in tables if t not in ("glance", "speed", "gpu", "cost") and tables[t].count("\n") > 1]
         parts = [f"## {name}\n\n{tables[name]}" for name in told] + [f"![{name}]({name}.png)" for name in figures]
         (out / "report.md").write_text("\n\n".join(parts) + "\n")
     pattern = re.compile(r"(<!-- report: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)

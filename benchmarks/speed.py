@@ -1,7 +1,7 @@
 """How fast the scripts are on this machine, beside the limit that their matrix products set.
 
     python benchmarks/speed.py                                    # Ant's size; all: --tasks Hopper Ant Humanoid
-    git worktree add /tmp/old 709eea7                             # the scripts of another commit (from 709eea7 on):
+    git worktree add /tmp/old HEAD~9                              # the scripts of another commit:
     python benchmarks/speed.py --against /tmp/old                 # they take turns with these; ratios are printed, too
 
 Milliseconds in the form of benchmarks/results/speed.csv, which benchmarks/report.py shows: medians over turns, which all
@@ -81,11 +81,7 @@ class Contestant:
         self.obs, self.space = self.envs.reset(seed=0)[0], self.envs.single_action_space
         dims = self.obs.shape[1], self.space.shape[0]
         eager, agent = make_agent(False), make_agent(True)
-        policy = agent.policy
-        if hasattr(module, "Draws"):  # at 709eea7, load_agent compiled it
-            policy, options = make_agent(False).policy, {"cpp_wrapper": True, "size_asserts": False}
-            policy.forward = torch.compile(policy.forward, dynamic=False, options=options)
-        actor = module.make_actor(policy, self.space)
+        actor = module.make_actor(agent.policy, self.space)
         self.buffer = module.ReplayBuffer(10_000, *dims, device)
         self.buffer.add(*(torch.rand(x.shape, device=device) for x in self.buffer.data))
         states = self.buffer.sample(BATCH_SIZE).obs
@@ -116,8 +112,7 @@ class Contestant:
                 obs, action = self.obs, agent.act(self.obs)
                 self.obs, reward, terminated, *_ = self.envs.step(self.module.to_env(action, self.space))
                 self.buffer.add(obs, action, reward, self.obs, terminated)
-            draws = [agent.draw(BATCH_SIZE)] if hasattr(agent, "draw") else []  # at 709eea7
-            agent.update(self.buffer.sample(BATCH_SIZE), *draws, number)
+            agent.update(self.buffer.sample(BATCH_SIZE), number)
 
 
 def main(args: Args) -> None:

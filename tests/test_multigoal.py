@@ -133,7 +133,9 @@ def test_pictures_show_the_goals_reached(tmp_path, monkeypatch, capsys):
 def test_a_trained_run(algo, tiny_args, capsys):
     """Real agents fit the pictures; another task, and folders that are no run, are refused in one line."""
     trained, other = Path("trained"), Path("other")
-    algo.main(tiny_args(env_id=ENV_ID, env_kwargs='{"num_goals": 5}', total_timesteps=120), trained)
+    algo.main(
+        tiny_args(env_id=ENV_ID, env_kwargs='{"num_goals": 5, "max_episode_steps": 9}', total_timesteps=120), trained
+    )
     multigoal_env.main((trained,))
     assert {path.name for path in trained.glob("*.png")} == {"policy.png", "value.png", "starts.png"}
     assert imread(trained / "value.png")[..., :3].std() > 0.1

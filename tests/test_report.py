@@ -207,6 +207,13 @@ def test_a_run_under_way(tmp_path, tables):
     assert (row["updates"], row[BEST], row["last evaluation"]) == ("2,000 (1 stopped at 30%)", "-", "6.00")
 
 
+def test_runs_with_nothing_beside_them(tmp_path, tables):
+    make_run(tmp_path / "runs/goals", [1, 2], coverage=0.5, env_id="a:MultiGoal-v0", env_kwargs='{"num_goals": 8}')
+    assert [row["goals"] for row in tables()["coverage"]] == ["8"]  # without a picture
+    make_run(tmp_path / "runs/three-steps", [1, 2], env_id="Pendulum-v1", **V2 | {"diffusion_steps": 3})
+    assert [row["algorithm, T"] for row in tables()["ablations"]] == ["DACERv2, T = 3, c = 0.4, d = -1.8 (yours)"]
+
+
 def test_named_runs_stand_beside_the_published_ones(tmp_path, tables):
     before = {path: path.read_bytes() for path in [*(ROOT / "docs").rglob("*.*"), ROOT / "README.md"]}
     published = rows_of((ROOT / "docs/multigoal.md").read_text().split("report: ")[1])
