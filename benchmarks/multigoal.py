@@ -154,7 +154,7 @@ def main(runs: tyro.conf.Positional[tuple[Path, ...]] = ()) -> None:
     trade(last)
     long(data)
     rollouts(last)
-    told = last[~last.label.str.match("QVPO|DACER, T = 5|.*eta = (1|5, w)")]
+    told = last[~last.label.str.match("DACER, T = 5|.*eta = (1|5, w)") & (last.total_timesteps <= 2 * SHORT)]
     for name, rows in {"README.md": told, "docs/multigoal.md": last}.items():
         page, shown = report.ROOT / name, f"<!-- multigoal -->\n\n{table(rows)}\n\n<!-- end -->"
         text = re.sub(
