@@ -1,6 +1,6 @@
 """The multi-goal task: a point mass in the plane with several equally good goals, and pictures of what was learned.
 
-From the origin all goals are equally good, so a policy that reaches every one of them is multimodal. Train on it with
+From the origin all goals are equally good, so a policy that goes straight to each of them is multimodal. Train on it with
 
     python dacer_v2.py --env-id multigoal_env:MultiGoal-v0 --env-kwargs '{"num_goals": 4}' --total-timesteps 230000
 

@@ -82,7 +82,7 @@ def table(runs: pd.DataFrame) -> str:
         cells = {goals: cell(part) for goals, part in group.groupby("goals")}
         updates = f"{group['update'].max():,}" if label not in ("PPO", "TRPO") else "-"
         minutes = f"{60 * group.hours.min():.0f}"
-        if label in THEIRS[:3] or group.total_timesteps.min() > 2 * SHORT:  # of those published
+        if label in THEIRS[:3] or (label in OURS and group.total_timesteps.min() > 2 * SHORT):  # of those published
             minutes += " (GPU)"
         rows.append([label, updates, minutes, *(cells.get(goals, "-") for goals in ("4", "5", "6"))])
     return report.table("algorithm | updates | minutes | 4 goals | 5 goals | 6 goals", rows)
@@ -119,6 +119,15 @@ def long(data: pd.DataFrame) -> None:
     save(figure, "coverage-long")
 
 
+def first_angle(path: np.ndarray, goals: np.ndarray) -> float:
+    """Between the first steps of a path (t, n, 2) from the origin and the nearest goal's direction: mean, in degrees.
+
+    Of a policy whose modes are the goals it is small; of n goals a direction drawn uniformly has 90 / n.
+    """
+    directions, steps = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (goals, path[1] - path[0]))
+    return np.degrees(np.arccos((steps @ directions.T).max(-1).clip(-1, 1))).mean()
+
+
 def rollouts(runs: pd.DataFrame) -> None:
     """On 4 goals, from the origin: of each algorithm the median seed by coverage, of all whose rollouts are there."""
     env, paths = multigoal_env.MultiGoalEnv(4), dict(np.load(KEPT))
@@ -141,7 +150,8 @@ def rollouts(runs: pd.DataFrame) -> None:
         colors = [multigoal_env.COLORS[goal] for goal in goals]
         axis.add_collection(LineCollection(path.swapaxes(0, 1)[:80], colors=colors, linewidths=0.6, alpha=0.7))
         axis.set(xlabel="", ylabel="", xticks=[], yticks=[])
-        axis.set_title(f"{label}\nseed {seed}: {score:.2f}, {env.hits(goals).tolist()}", fontsize=7)
+        told = f"{score:.2f}, {env.hits(goals).tolist()}, {first_angle(path, env.goals):.0f}°"
+        axis.set_title(f"{label}\nseed {seed}: {told}", fontsize=7)
     save(figure, "algorithms")
 
 

@@ -176,6 +176,13 @@ def test_runs_are_collected(tmp_path, monkeypatch, capsys):
     assert len(multigoal.read()) == len(data)
 
 
+def test_first_angle():
+    steps = np.array([(1, 0), (0, -0.5), (0.3, 0.3), (-0.2, 0.2)])  # 0, 0, 45, 45 degrees from a goal of 4
+    path = np.stack([np.zeros((4, 2)), steps, 3 * steps[::-1]])
+    angles = [multigoal.first_angle(path, multigoal.multigoal_env.MultiGoalEnv(n).goals) for n in (4, 8)]
+    assert angles == pytest.approx([22.5, 0], abs=1e-3)
+
+
 def test_statistics(tmp_path, tables):
     for seed in (1, 2):  # two normal samples of two: 1 +- 4.303 sqrt(2/2 + 2/2), t(2) = 0.707 has p = 0.55
         make_run(tmp_path / f"runs/a{seed}", [99, 0] * 4 + [2 * seed, 0], seed=seed, **V2)
