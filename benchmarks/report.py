@@ -126,11 +126,11 @@ def digits(values: pd.Series) -> int:
     return int(np.clip(2 - np.floor(np.log10(np.nanmax([1, *np.abs(values)]))), 0, 2))
 
 
-def ranged(values: pd.Series) -> str:
-    """The mean, and the range of the seeds."""
-    form, several = f".{digits(values)}f", values.count() == len(values) > 1
-    mean = f"{values.mean(skipna=False):{form}}"
-    return f"{mean} ({values.min():{form}} to {values.max():{form}})" if several else mean
+def ranged(values: pd.Series, each: bool = False) -> str:
+    """The mean, and the range of the seeds; or each."""
+    shown = values.mean(skipna=False), values.min(), values.max(), *values
+    mean, low, high, *all_ = (f"{value:.{digits(values)}f}" for value in shown)
+    return ", ".join(all_) if each else f"{mean} ({low} to {high})" if values.count() == len(values) > 1 else mean
 
 
 def interval(samples: list, statistic, form: str) -> str:
@@ -160,10 +160,10 @@ def cells(runs: pd.DataFrame) -> dict[str, object]:
         "updates": f"{runs['update'].max():,.0f}" + (f" ({'; '.join(notes)})" if notes else ""),
         "of the papers' updates": f"{runs['update'].max() / PAPERS_UPDATES:.0%}",
         BEST: ranged(runs.best),
-        "each seed": ", ".join(f"{value:{form}}" for value in runs.best),
+        "each seed": ", ".join(f"{value:{form}}" for value in runs.best) if runs.best.count() else "-",
         "95% interval": interval([runs.best], np.mean, form) if len(runs) > 2 else "-",
         HALF: ranged(runs.half),
-        LAST: ranged(runs["return"]),
+        LAST: ranged(runs["return"], runs["update"].nunique() > 1),
         "hours": f"{runs.hours.mean():.1f}",
         "coverage": "-" if runs.coverage.isna().all() else f"{runs.coverage.mean(skipna=False):.2f}{spread}",
         "worst seed": f"{runs.coverage.min(skipna=False):.2f}",
