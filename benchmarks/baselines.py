@@ -68,6 +68,8 @@ def main(args: Args) -> Path:
 
     settings = dacer.Args(args.env_id, args.env_kwargs, args.seed, eval_episodes=args.eval_episodes, device="cpu")
     dacer.resolve(settings)
+    if not args.eval_episodes:
+        raise ValueError("--eval-episodes must be at least 1")
     name = f"{args.env_id.split(':')[-1]}__{args.algorithm}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
     run_dir = Path("runs", name.replace("/", "_"))
     args.num_envs = args.num_envs or (1 if args.algorithm in ("PPO", "TRPO") else 20)

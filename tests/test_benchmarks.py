@@ -41,11 +41,15 @@ def test_speed(tmp_path, monkeypatch, capsys):
         assert sorted(map(float, line.removeprefix(what).split())) == pytest.approx(sorted(rows.ms), rel=1e-3)
 
 
-def test_official_without_its_code(tmp_path):
+@pytest.mark.parametrize("resumed", [False, True])
+def test_official_without_its_code(resumed, tmp_path):
     command = [sys.executable, ROOT / "benchmarks/official.py", "--code", tmp_path]
+    command += ["--resume", "missing"] * resumed  # whose own --code counts
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
-    assert "is no clone of the official repository" in " ".join(done.stderr.replace("│", "").split())
+    told = "missing" if resumed else "is no clone of the official repository"
+    assert told in " ".join(done.stderr.replace("│", "").split())
+    assert resumed != ("clone" in done.stderr)
 
 
 @pytest.mark.parametrize("algorithm", ["TD3", "TRPO"])
@@ -82,9 +86,9 @@ def test_the_evaluation_of_baselines_is_that_of_the_scripts():
     assert found[1] == expected[1]
 
 
-@pytest.mark.parametrize("arguments", [["--env-id", "CartPole-v1"], ["--env-id", "None-v0"], ["--algorithm", "A2C"]])
-def test_baselines_on_bad_input(arguments, tmp_path):
-    command = [sys.executable, ROOT / "benchmarks/baselines.py", *arguments]
+@pytest.mark.parametrize("wrong", ["--env-id CartPole-v1", "--env-id None-v0", "--algorithm A2C", "--eval-episodes 0"])
+def test_baselines_on_bad_input(wrong, tmp_path):
+    command = [sys.executable, ROOT / "benchmarks/baselines.py", *wrong.split()]
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
