@@ -235,8 +235,7 @@ class Agent(nn.Module):
         self.policy = DiffusionPolicy(obs_dim, act_dim, args.hidden_sizes, args.diffusion_steps)
         self.critic = TwinCritic(obs_dim, act_dim, args.hidden_sizes)
         self.target_critic = deepcopy(self.critic).requires_grad_(False)
-        self.log_alpha = nn.Parameter(torch.tensor(math.log(3.0)))  # log 3 and -0.9 d: the official code's
-        self.target_entropy = -0.9 * act_dim
+        self.log_alpha, self.target_entropy = nn.Parameter(torch.tensor(math.log(3.0))), -0.9 * act_dim  # official code
         self.register_buffer("omega", torch.zeros(2))  # running mean of the critics' stds; 0: not yet set
         self.to(args.device)
         networks = {"params": [*self.policy.parameters(), *self.critic.parameters()], "lr": args.learning_rate}
@@ -246,6 +245,7 @@ class Agent(nn.Module):
             with_gradients = torch._dynamo.config.patch(trace_autograd_ops=True)  # losses and gradients as one graph
             self.backward = with_gradients(torch.compile(self.backward, fullgraph=True, dynamic=False, options=options))
             options |= {"cpp_wrapper": args.device == "cpu", "size_asserts": False}  # alone, acting is Python-bound
+            options |= {"post_grad_fusion_options": {"decompose_mm_pass": {}}}  # CPU, one row: sums beat products
             self.policy.forward = torch.compile(self.policy.forward, dynamic=False, options=options)
 
     def noise_std(self) -> Tensor:
