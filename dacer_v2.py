@@ -462,7 +462,7 @@ def load_checkpoint(path: str | Path) -> dict:
 
 
 def load_agent(path: str | Path, device: str = "cpu", compile: bool = False) -> Agent:
-    """The trained agent of a run's folder or best.pt. `compile`: some 10 s at the first call with each batch size."""
+    """The trained agent of a run's folder or best.pt. `compile`: up to 20 s at the first call with each batch size."""
     checkpoint = load_checkpoint(path)
     agent = Agent(*checkpoint["dims"], Args(**checkpoint["args"] | {"device": device, "compile": compile}))
     agent.load_state_dict(agent.state_dict() | checkpoint["agent"])  # published policies lack the target critics
