@@ -19,8 +19,8 @@ Every update, on a batch (s, a, r, s') and with all gradients at the parameters 
               + eta |w(t) g / |g| + eps_theta(s, a_t, t)|^2, g = grad_a min_i m_i(s, a_t), w(t) = exp(c t + d),
               at one random t of that chain, with a_t = x_t and g held constant: each step moves up the Q-gradient field
     targets:  Polyak averages of the critics                                                       every 2nd update
-    alpha:    log_alpha <- log_alpha - Adam(H - H_target), with H the policy's entropy, estimated by a Gaussian
-              mixture fitted to 200 actions of each state                            every entropy_interval updates
+    alpha:    log_alpha <- log_alpha - Adam(H - H_target), H_target = -0.9 d, H the policy's entropy, estimated by
+              a Gaussian mixture fitted to 200 actions of each state                 every entropy_interval updates
 """
 
 import json
@@ -90,7 +90,7 @@ class Args:
 
 # What the paper sets by task (MultiGoal's are ours), under the task's name without its version
 DEFAULTS = {"noise_scale": 0.1, "hidden_sizes": (256, 256, 256), "learning_starts": 30_000}
-DEFAULTS |= {"q_grad_weight": 0.01, "time_weight_c": 0.4, "time_weight_d": -1.8}
+DEFAULTS |= {"q_grad_weight": 0.01, "time_weight_c": 0.4, "time_weight_d": -1.8}  # eta: for some tasks, unnamed, 1
 TASKS = {
     "Humanoid": {"noise_scale": 0.15, "hidden_sizes": (512, 512, 512), "learning_starts": 200_000},
     "HalfCheetah": {"noise_scale": 0.15, "learning_starts": 200_000},
@@ -235,7 +235,7 @@ class Agent(nn.Module):
         self.policy = DiffusionPolicy(obs_dim, act_dim, args.hidden_sizes, args.diffusion_steps)
         self.critic = TwinCritic(obs_dim, act_dim, args.hidden_sizes)
         self.target_critic = deepcopy(self.critic).requires_grad_(False)
-        self.log_alpha, self.target_entropy = nn.Parameter(torch.tensor(math.log(3.0))), -0.9 * act_dim  # official code
+        self.log_alpha, self.target_entropy = nn.Parameter(torch.tensor(3.0).log()), -0.9 * act_dim  # official values
         self.register_buffer("omega", torch.zeros(2))  # running mean of the critics' stds; 0: not yet set
         self.to(args.device)
         networks = {"params": [*self.policy.parameters(), *self.critic.parameters()], "lr": args.learning_rate}
@@ -246,7 +246,7 @@ class Agent(nn.Module):
             self.backward = with_gradients(torch.compile(self.backward, fullgraph=True, dynamic=False, options=options))
             options |= {"cpp_wrapper": args.device == "cpu", "size_asserts": False}  # alone, acting is Python-bound
             options |= {"post_grad_fusion_options": {"decompose_mm_pass": {}}}  # CPU, one row: sums beat products
-            self.policy.forward = torch.compile(self.policy.forward, dynamic=False, options=options)
+            self.policy.compile(dynamic=False, options=options)
 
     def noise_std(self) -> Tensor:
         """Standard deviation alpha lambda of the exploration noise."""
@@ -564,7 +564,7 @@ def main(args: Args, run_dir: Path) -> None:
             successor, done = next_obs.copy(), terminated | truncated
             if done.any():  # these have been reset already
                 successor[done] = np.stack(infos["final_obs"][done])
-            check_finite(global_step, {"actions[{}]": action, "rewards[{}]": reward, "observations[{}]": successor})
+            check_finite(global_step, {"obs[{}]": np.c_[obs, successor], "actions[{}]": action, "rewards[{}]": reward})
             # Store
             buffer.add(obs, action, reward, successor, terminated)
             obs, returns = next_obs, returns + reward
@@ -589,7 +589,7 @@ def main(args: Args, run_dir: Path) -> None:
                 finished, stats = [], {}
             # Evaluate
             if args.eval_episodes and ((update + 1) % args.eval_interval == 0 or step + 1 == last):
-                _, scores = evaluate(agent.policy, args, args.seed + step)
+                _, scores = evaluate(agent.policy, args, 1000 * args.seed + step)
                 for name, score in scores.items():
                     writer.add_scalar(f"eval/{name}", score, global_step)
                 score = "evaluation {episodic_return:.1f} +- {episodic_return_std:.1f}".format(**scores)
@@ -613,12 +613,12 @@ def run_command_line() -> None:
             saved = Args(**load_checkpoint(args.evaluate or folder / "checkpoint.pt")["args"])
             here = min(saved.device, Args.device)  # the CPU, where there is no CUDA
             args = tyro.cli(Args, default=replace(saved, device=here, compile=saved.compile and not args.evaluate))
-            may = "resume total_timesteps" if args.resume else "evaluate eval_episodes capture_video compile env_kwargs"
+            may = "resume total_timesteps" if args.resume else "evaluate capture_video env_kwargs"
             changed = {name for name, value in vars(args).items() if value != getattr(saved, name)}
-            if refused := changed - {"seed", "device", *may.split()}:
+            if refused := changed - {"seed", "device", "compile", "async_envs", "eval_episodes", *may.split()}:
                 raise ValueError(f"these cannot be changed in {folder}: {', '.join(refused)}")
-            if changed & {"seed", "device"} and args.resume:
-                print("another seed or device: from here on these are not the bits of the run without the change")
+            if args.resume and changed - {"resume", "total_timesteps", "eval_episodes"}:
+                print("changed as asked: from here on these are not the bits of the run without the change")
             args = resolve(args)
         if args.evaluate is not None:
             agent, video = load_agent(args.evaluate, args.device, args.compile), str(folder / "videos")

@@ -136,12 +136,21 @@ def test_a_longer_run(algo, tiny_args, monkeypatch):
     assert all(after["curves"][tag][: len(points)] == points for tag, points in before.items())
 
 
+@pytest.mark.parametrize("change", ["--eval-episodes 1", "--async-envs", "--compile"])
+@pytest.mark.parametrize("algo", [dacer_v2], indirect=True)
+def test_what_may_change(algo, tiny_args, change):
+    """A run whose evaluation, simulation or compiler fails can go on without it."""
+    run_dir = train(algo, tiny_args(**REACH))
+    ended = command(algo, "--resume", run_dir, *change.split())
+    assert (ended.code, "not the bits" in ended.out) == (0, "eval" not in change), ended.err
+
+
 CHANGES = [
     "--num-envs 3",
     "--learning-rate 0.1",
     "--env-id toy_envs:Counter-v0",
     "--checkpoint-interval 7",
-    "--async-envs",
+    "--gamma 0.5",
 ]
 
 
@@ -178,7 +187,8 @@ HOWS = {
     "raise": "the simulator diverged",
     "nan reward": "rewards[",
     "huge reward": "rewards[",
-    "nan observation": "observations[",
+    "nan observation": "obs[",
+    "nan reset": "obs[",
     "longer observation": "Error",
 }
 

@@ -6,6 +6,7 @@ import os
 import resource
 import subprocess
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,6 +54,10 @@ def test_a_compiled_agent_computes_the_same_and_is_compiled_once(device, monkeyp
         assert all(p.grad is None or p.grad.stride() == p.stride() for p in compiled.parameters())
     with torch.no_grad():
         actions = [agent.policy(batch.obs, draws[0], agent.noise_std()) for agent in (eager, compiled)]
+        copied = deepcopy(compiled.policy)
+        for parameter in copied.parameters():
+            parameter.zero_()
+        assert not torch.equal(copied(batch.obs, draws[0], compiled.noise_std()), actions[1])  # its own weights
     torch.testing.assert_close(*actions)
     for name, value in eager.state_dict().items():  # nothing has been written to
         assert torch.equal(value, compiled.state_dict()[name])
@@ -120,7 +125,7 @@ def test_the_buffer_takes_no_memory_before_it_is_used():
         (True, "raise", 45, "the simulator diverged"),
         (True, "exit", 45, "Error"),
         (True, "hang", 45, "TimeoutError"),
-        (False, "nan observation", 45, "NaN or infinity in observations[1] at environment step 90"),
+        (False, "nan observation", 45, "NaN or infinity in obs[1] at environment step 90"),
         (True, "nan reward", 45, "NaN or infinity in rewards[1] at environment step 90"),
         (False, "huge reward", 45, "NaN or infinity in rewards[1] at environment step 90"),
         (False, "longer observation", 45, "ValueError"),

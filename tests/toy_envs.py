@@ -89,6 +89,10 @@ class Failing(Reach):
         super().__init__()
         self.at, self.how, self.fails, self.steps = at, how, fails, 0
 
+    def reset(self, **kwargs):
+        obs, info = super().reset(**kwargs)
+        return obs * (np.float32("nan") if self.how == "nan reset" and self.steps >= self.at else 1), info
+
     def step(self, action):
         self.steps += 1
         obs, reward, terminated, truncated, info = super().step(action)
