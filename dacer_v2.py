@@ -416,7 +416,7 @@ def make_actor(policy: DiffusionPolicy, space: gym.spaces.Box, seed: int = 0) ->
 
     @torch.no_grad()
     def act(obs: np.ndarray) -> np.ndarray:
-        rows = np.atleast_2d(np.asarray(obs, np.float32))
+        rows = np.array(obs, np.float32, ndmin=2)
         if rows.shape[1:] != policy.dims[:1] or not np.isfinite(rows).all():
             raise ValueError(f"observations must be finite and have a width of {policy.dims[0]}, not {np.shape(obs)}")
         action = policy(torch.as_tensor(rows, device=rng.device), policy.draw_noise(len(rows), generator=rng))
@@ -498,7 +498,7 @@ def resolve(args: Args) -> Args:
     row = 4 * (2 * math.prod(obs_space.shape or ()) + math.prod(space.shape or ()) + 2)  # bytes of a transition
     size, ram = row * args.buffer_size * (not args.evaluate), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     wrong = {
-        "--total-timesteps leaves no update after the warm-up, --learning-starts": updates < 1,
+        f"--total-timesteps leaves no update after the warm-up, --learning-starts {args.learning_starts}": updates < 1,
         "--capture-video goes with --evaluate": args.capture_video and args.evaluate is None,
         "--evaluate needs --eval-episodes": args.evaluate is not None and args.eval_episodes == 0,
         "--device cuda: PyTorch finds none here": args.device == "cuda" and not torch.cuda.is_available(),
@@ -594,7 +594,7 @@ def main(args: Args, run_dir: Path) -> None:
                     writer.add_scalar(f"eval/{name}", score, global_step)
                 score = "evaluation {episodic_return:.1f} +- {episodic_return_std:.1f}".format(**scores)
                 tqdm.write(f"{global_step:,} steps: {score}")
-                bar.set_postfix_str(score)
+                bar.set_postfix_str(score, refresh=False)
                 if scores["episodic_return"] > best:
                     best = scores["episodic_return"]
                     save(run_dir / "best.pt", agent, update=update + 1)

@@ -226,7 +226,7 @@ def draw(path: Path, panels: dict[str, pd.DataFrame]) -> None:
             runs, key = summarise(group), group["style"].iloc[0]
             stopped = runs[runs.state != "complete"]
             style = {"x": "update", "y": score, "color": COLOURS[key], "ls": "-" if key in MAIN else "--", "ax": axis}
-            if len(runs) < 3 or len(stopped):
+            if (len(runs) < 3 or len(stopped)) and group[score].notna().any():
                 sns.lineplot(group, units="run", estimator=None, lw=1.5 if len(runs) < 3 else 0.6, **style)
             if len(runs) > 2:
                 shared = group[group.groupby("update").run.transform("size") == len(runs)]

@@ -220,6 +220,8 @@ def test_runs_with_nothing_beside_them(tmp_path, tables):
     assert [row["goals"] for row in tables()["coverage"]] == ["8"]  # without a picture
     make_run(tmp_path / "runs/three-steps", [1, 2], env_id="Pendulum-v1", **V2 | {"diffusion_steps": 3})
     assert [row["algorithm, T"] for row in tables()["ablations"]] == ["DACERv2, T = 3, c = 0.4, d = -1.8 (yours)"]
+    make_run(tmp_path / "runs/begun", [], env_id="Acrobot-v1")  # nothing to draw
+    assert [row["updates"] for row in tables()["returns"] if row["task"] == "Acrobot-v1"] == ["0 (1 not evaluated)"]
 
 
 def test_named_runs_stand_beside_the_published_ones(tmp_path, tables):
