@@ -564,7 +564,7 @@ def main(args: Args, run_dir: Path) -> None:
                 finished, stats = [], {}
             # Evaluate
             if args.eval_episodes and ((update + 1) % args.eval_interval == 0 or step + 1 == last):
-                _, scores = evaluate(agent.policy, args, 1000 * args.seed + step)
+                _, scores = evaluate(agent.policy, args, 1000 * args.seed + step)  # episodes of its own
                 for name, score in scores.items():
                     writer.add_scalar(f"eval/{name}", score, global_step)
                 score = "evaluation {episodic_return:.1f} +- {episodic_return_std:.1f}".format(**scores)
@@ -592,7 +592,7 @@ def run_command_line() -> None:
             changed = {name for name, value in vars(args).items() if value != getattr(saved, name)}
             if refused := changed - {"seed", "device", "compile", "async_envs", "eval_episodes", *may.split()}:
                 raise ValueError(f"these cannot be changed in {folder}: {', '.join(refused)}")
-            if args.resume and changed - {"resume", "total_timesteps", "eval_episodes"}:
+            if args.resume and changed - {"resume", "total_timesteps", "eval_episodes", "async_envs"}:
                 print("changed as asked: from here on these are not the bits of the run without the change")
             args = resolve(args)
         if args.evaluate is not None:
