@@ -89,6 +89,7 @@ TASKS = {
     "HalfCheetah": {"noise_scale": 0.15, "learning_starts": 200_000},
     "MultiGoal": {"entropy_interval": 1000},
 }
+FREE = {"seed", "device", "compile", "async_envs", "eval_episodes", "total_timesteps"}  # when a run goes on
 EVAL_STEPS, TIMEOUT = 10_000, 600.0  # at which an evaluation's episodes are cut; seconds for a worker process's step
 LIMIT = """set a limit: --env-kwargs '{"max_episode_steps": 1000}'"""
 
@@ -498,6 +499,8 @@ def main(args: Args, run_dir: Path) -> None:
     first, warmup, best = 0, math.ceil(args.learning_starts / args.num_envs), -math.inf
     if (run_dir / "checkpoint.pt").exists():
         checkpoint = load_checkpoint(run_dir)
+        if other := {k for k, v in vars(agent.args).items() if v != checkpoint["args"].get(k, v)} - FREE:
+            raise ValueError(f"{run_dir} was made with other arguments: {', '.join(other)}")
         first, best = checkpoint["step"], checkpoint["best"]
         agent.load_state_dict(checkpoint["agent"])
         agent.optimizer.load_state_dict(deepcopy(checkpoint["optimizer"]))
@@ -528,8 +531,7 @@ def main(args: Args, run_dir: Path) -> None:
                 if step == last:
                     break
                 seed = int(np.random.SeedSequence((args.seed, step)).generate_state(1)[0] >> 2)  # some take just 31
-                for seed_generator in (random.seed, np.random.seed, torch.manual_seed):
-                    seed_generator(seed)
+                [set_seed(seed) for set_seed in (random.seed, np.random.seed, torch.manual_seed)]
                 obs, _ = envs.reset(seed=seed)
                 returns, finished, stats = np.zeros(args.num_envs), [], {}
             # Act
@@ -573,7 +575,6 @@ def main(args: Args, run_dir: Path) -> None:
                 if scores["episodic_return"] > best:
                     best = scores["episodic_return"]
                     save(run_dir / "best.pt", agent, update=update + 1)
-    print(f"to replay: --evaluate {run_dir}, or the policy of its best evaluation: --evaluate {run_dir}/best.pt")
 
 
 def run_command_line() -> None:
@@ -588,12 +589,11 @@ def run_command_line() -> None:
             saved = Args(**load_checkpoint(args.evaluate or folder / "checkpoint.pt")["args"])
             here = min(saved.device, Args.device)  # the CPU, where there is no CUDA
             args = tyro.cli(Args, default=replace(saved, device=here, compile=saved.compile and not args.evaluate))
-            may = "resume total_timesteps" if args.resume else "evaluate capture_video env_kwargs"
             changed = {name for name, value in vars(args).items() if value != getattr(saved, name)}
-            if refused := changed - {"seed", "device", "compile", "async_envs", "eval_episodes", *may.split()}:
+            if refused := changed - FREE - ({"resume"} if args.resume else {"evaluate", "capture_video", "env_kwargs"}):
                 raise ValueError(f"these cannot be changed in {folder}: {', '.join(refused)}")
-            if args.resume and changed - {"resume", "total_timesteps", "eval_episodes", "async_envs"}:
-                print("changed as asked: from here on these are not the bits of the run without the change")
+            if args.resume and changed & {"seed", "device", "compile"}:
+                print("from here on these are not the bits of the run without the change")
             args = resolve(args)
         if args.evaluate is not None:
             agent, video = load_agent(args.evaluate, args.device, args.compile), str(folder / "videos")

@@ -207,7 +207,7 @@ def test_options_that_would_be_ignored(algo, run):
     assert "--capture-video goes with --evaluate" in run("Track", "--capture-video").last_line
     assert not Path("runs").exists()
     run("Track")
-    for option in (["--batch-size", 3], ["--learning-rate", 1], ["--total-timesteps", 999], ["--exp-name", "x"]):
+    for option in (["--batch-size", 3], ["--learning-rate", 1], ["--num-envs", 3], ["--exp-name", "x"]):
         ended = command(algo, "--evaluate", the_run(), *option)
         assert (ended.code, ended.err.count("\n")) == (2, 1)
         assert option[0][2:].replace("-", "_") in ended.err.replace("-", "_")

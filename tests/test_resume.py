@@ -159,6 +159,8 @@ CHANGES = [
 def test_arguments_that_would_change_the_run(algo, tiny_args, change):
     run_dir = train(algo, tiny_args(**REACH))
     before = {path.name: path.read_bytes() for path in run_dir.iterdir()}
+    with pytest.raises(ValueError, match="other arguments: learning_rate"):
+        train(algo, tiny_args(**REACH, learning_rate=0.1))
     ended = command(algo, "--resume", run_dir, *change.split())
     assert (ended.code, ended.err.count("\n")) == (2, 1)
     assert change.split()[0][2:].replace("-", "_") in ended.err
