@@ -89,7 +89,7 @@ TASKS = {
     "HalfCheetah": {"noise_scale": 0.15, "learning_starts": 200_000},
     "MultiGoal": {"entropy_interval": 1000},
 }
-FREE = {"seed", "device", "compile", "async_envs", "eval_episodes", "total_timesteps"}  # when a run goes on
+FREE = {"seed", "device", "compile", "async_envs", "eval_episodes", "total_timesteps"}  # may change in a run
 EVAL_STEPS, TIMEOUT = 10_000, 600.0  # at which an evaluation's episodes are cut; seconds for a worker process's step
 LIMIT = """set a limit: --env-kwargs '{"max_episode_steps": 1000}'"""
 

@@ -87,6 +87,8 @@ def test_a_compiled_run_repeats_bit_for_bit(algo, tiny_args):
     space = gym.make("toy_envs:Reach-v0").action_space
     actions = [algo.make_actor(agent.policy, space)(np.ones((1, 2))) for agent in (first, second)]
     np.testing.assert_allclose(actions[1], actions[0], atol=1e-6)
+    with torch.compiler.set_stance("fail_on_recompile"):  # a lone observation is no other shape
+        algo.make_actor(second.policy, space)(np.ones(2))
 
 
 @pytest.mark.parametrize("compiled", [False, True])

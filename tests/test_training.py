@@ -97,10 +97,14 @@ def test_evaluations_are_without_exploration_noise(algo, tiny_args):
     assert (algo.evaluate(agent.policy, args, seed=4)[0] != returns).any()
 
 
-def test_a_run_depends_on_its_seed_alone(algo, tiny_args):
+def test_a_run_depends_on_its_seed_alone(algo, tiny_args, monkeypatch):
+    evaluate, evaluations = algo.evaluate, []
+    monkeypatch.setattr(algo, "evaluate", lambda *args: evaluations.append(args[2]) or evaluate(*args))
     runs = [train(algo, tiny_args(env_id="toy_envs:Reach-v0", seed=seed), f"{i}") for i, seed in enumerate((3, 3, 4))]
     assert same(weights(runs[0]), weights(runs[1]))
     assert not same(weights(runs[0]), weights(runs[2]))
+    first, again, other = np.split(np.array(evaluations), 3)
+    assert (first == again).all() and (other - first >= tiny_args().eval_episodes).all()  # episodes of its own
 
 
 @pytest.mark.parametrize("kind", ["dict", "tuple", "matrix"])
