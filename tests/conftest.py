@@ -1,6 +1,7 @@
 """Every test that takes `algo` runs for each script: what holds for DACER holds for DACERv2 without its Q-gradient."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -14,6 +15,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # threads of several workers would wait
 
 import dacer
 import dacer_v2
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # processes started in the background of a script ignore it
 
 # TensorBoard orders a run's files by name: second, process, count. Within a second, 10 would come before 9
 event_file_writer._global_uid._value = 10_000
