@@ -52,7 +52,9 @@ class MultiGoalEnv(gym.Env):
         self.action_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
         self.render_mode = render_mode
 
-    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+    def reset(
+        self, *, seed: int | None = None, options: dict | None = None
+    ) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
         self.position = START_STD * self.np_random.standard_normal(2)
         return self.position.astype(np.float32), {}
@@ -61,13 +63,19 @@ class MultiGoalEnv(gym.Env):
         self.position, reward, arrived = self.advance(self.position, np.asarray(action))
         return self.position.astype(np.float32), float(reward), bool(arrived), False, {}
 
-    def advance(self, position: np.ndarray, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def advance(
+        self, position: np.ndarray, action: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Next positions (..., 2), rewards (...) and arrivals (...), for one point mass and for many alike."""
         action = np.clip(action, -1.0, 1.0).astype(np.float64)
         position = np.clip(position + action, -BOUND, BOUND)
         nearest = self.squared_distances(position).min(-1)
         arrived = nearest < ARRIVAL**2
-        return position, -ACTION_COST * np.square(action).sum(-1) - nearest + GOAL_REWARD * arrived, arrived
+        return (
+            position,
+            -ACTION_COST * np.square(action).sum(-1) - nearest + GOAL_REWARD * arrived,
+            arrived,
+        )
 
     def squared_distances(self, position: np.ndarray) -> np.ndarray:
         """To every goal, (..., num_goals)."""
@@ -89,7 +97,9 @@ class MultiGoalEnv(gym.Env):
             moved, _, arrived = self.advance(position, act(position.astype(np.float32)))
             under_way = goals < 0
             position = np.where(under_way[:, None], moved, position)
-            goals = np.where(under_way & arrived, self.squared_distances(position).argmin(-1), goals)
+            goals = np.where(
+                under_way & arrived, self.squared_distances(position).argmin(-1), goals
+            )
             path.append(position)
             if (goals >= 0).all():
                 break
@@ -134,8 +144,13 @@ class Run:
             fail(f"cannot load {folder}: {error}")
         args = self.agent.args
         if args.env_id.split(":")[-1] != "MultiGoal-v0":
-            fail(f"{folder} is a run on {args.env_id}; these pictures are for multigoal_env:MultiGoal-v0")
-        self.folder, self.env = folder, gym.make("MultiGoal-v0", **json.loads(args.env_kwargs)).unwrapped
+            fail(
+                f"{folder} is a run on {args.env_id}; these pictures are for multigoal_env:MultiGoal-v0"
+            )
+        self.folder, self.env = (
+            folder,
+            gym.make("MultiGoal-v0", **json.loads(args.env_kwargs)).unwrapped,
+        )
         self.algorithm = f"{'DACERv2' if is_v2 else 'DACER'}, T = {args.diffusion_steps}"
         if is_v2:
             unweighted = args.time_weight_c == args.time_weight_d == 0
@@ -153,7 +168,9 @@ class Run:
 
         rows = positions.repeat(num_actions, 0).astype(np.float32)
         with torch.no_grad():
-            q = self.agent.critic(torch.as_tensor(rows), torch.as_tensor(self.new_act()(rows)))[0].amin(0)
+            q = self.agent.critic(torch.as_tensor(rows), torch.as_tensor(self.new_act()(rows)))[
+                0
+            ].amin(0)
         return q.numpy().reshape(-1, num_actions).mean(-1) / self.agent.args.reward_scale
 
 
@@ -168,7 +185,13 @@ def draw_plane(axes, env: MultiGoalEnv) -> None:
     angle = np.linspace(0, 2 * np.pi, 100)
     for x, y in env.goals:
         axes.plot(x, y, "o", color="black", markersize=4, zorder=5)
-        axes.plot(x + ARRIVAL * np.cos(angle), y + ARRIVAL * np.sin(angle), ":", color="black", linewidth=0.8)
+        axes.plot(
+            x + ARRIVAL * np.cos(angle),
+            y + ARRIVAL * np.sin(angle),
+            ":",
+            color="black",
+            linewidth=0.8,
+        )
     axes.set(xlim=(-BOUND, BOUND), ylim=(-BOUND, BOUND), aspect="equal", xlabel="x", ylabel="y")
 
 
@@ -179,7 +202,9 @@ def draw_rollouts(axes, run: Run, start: tuple[float, float]) -> list[int]:
     path, goals = run.env.rollouts(run.new_act(), np.tile(start, (200, 1)))
     draw_plane(axes, run.env)
     colors = [COLORS[goal] for goal in goals]
-    axes.add_collection(LineCollection(path.swapaxes(0, 1), colors=colors, linewidths=0.7, alpha=0.6))
+    axes.add_collection(
+        LineCollection(path.swapaxes(0, 1), colors=colors, linewidths=0.7, alpha=0.6)
+    )
     axes.plot(*start, "k+", zorder=6)
     return run.env.hits(goals).tolist()
 
@@ -191,10 +216,14 @@ def policy_picture(run: Run):
     draw_plane(axes, run.env)
     grid = np.linspace(-6, 6, 9)
     points = np.stack(np.meshgrid(grid, grid), -1).reshape(-1, 2)
-    points = points[run.env.squared_distances(points).min(-1) > ARRIVAL**2].repeat(5, 0)  # nearer, no episode goes on
+    points = points[run.env.squared_distances(points).min(-1) > ARRIVAL**2].repeat(
+        5, 0
+    )  # nearer, no episode goes on
     path, goals = run.env.rollouts(run.new_act(), points)
     steps, colors = path[1] - points, [COLORS[goal] for goal in goals]
-    axes.quiver(*points.T, *steps.T, color=colors, angles="xy", scale_units="xy", scale=1, width=0.004)
+    axes.quiver(
+        *points.T, *steps.T, color=colors, angles="xy", scale_units="xy", scale=1, width=0.004
+    )
     title = f"{run.name}\n5 sampled actions at each point, coloured by the goal then reached (grey: none)"
     axes.set_title(title, fontsize=8)
     return figure
@@ -231,7 +260,11 @@ def comparison_picture(runs: list[Run]):
     figure = new_figure(max(5.6, 3.6 * len(columns)), 4.2 * len(rows) + 0.4)
     grid = figure.subplots(len(rows), len(columns), squeeze=False)
     for (row, column), axes in np.ndenumerate(grid):
-        group = [run for run in runs if run.algorithm == rows[row] and len(run.env.goals) == columns[column]]
+        group = [
+            run
+            for run in runs
+            if run.algorithm == rows[row] and len(run.env.goals) == columns[column]
+        ]
         if not group:
             axes.set_axis_off()
             continue
@@ -265,14 +298,22 @@ def main(runs: Annotated[tuple[Path, ...], tyro.conf.Positional]) -> None:
         fail("name the folder of at least one run on multigoal_env:MultiGoal-v0")
     loaded = [Run(folder) for folder in runs]
     for run in loaded:
-        print(f"{run.folder}: {run.name}: coverage {run.report['coverage']:.3f}, arrived {run.report['arrived']:.1%}")
+        print(
+            f"{run.folder}: {run.name}: coverage {run.report['coverage']:.3f}, arrived {run.report['arrived']:.1%}"
+        )
         with SummaryWriter(run.folder, filename_suffix=".pictures") as writer:
-            for name, draw in {"policy": policy_picture, "value": value_picture, "starts": starts_picture}.items():
+            for name, draw in {
+                "policy": policy_picture,
+                "value": value_picture,
+                "starts": starts_picture,
+            }.items():
                 draw(run).savefig(run.folder / f"{name}.png")
                 writer.add_image(name, imread(run.folder / f"{name}.png"), dataformats="HWC")
     path = loaded[0].folder.parent / "multigoal.png"
     comparison_picture(loaded).savefig(path)
-    print(f"pictures: policy.png, value.png and starts.png in each folder and in TensorBoard, and {path}")
+    print(
+        f"pictures: policy.png, value.png and starts.png in each folder and in TensorBoard, and {path}"
+    )
 
 
 if __name__ == "__main__":

@@ -38,7 +38,9 @@ class Args:
     num_envs: int | None = (
         None  # parallel environments; None: 20, then SAC, TD3, DDPG learn as often as ours; PPO, TRPO: 1
     )
-    eval_interval: int = 23_000  # environment steps between two evaluations; one more follows the last step
+    eval_interval: int = (
+        23_000  # environment steps between two evaluations; one more follows the last step
+    )
     eval_episodes: int = 10  # episodes per evaluation
     deterministic: bool = False  # evaluate the means of the policies of SAC, PPO and TRPO
 
@@ -66,8 +68,10 @@ def main(args: Args) -> Path:
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_vec_env
 
-    settings = dacer.Args(args.env_id, args.env_kwargs, args.seed, eval_episodes=args.eval_episodes, device="cpu")
-    dacer.resolve(settings)
+    settings = dacer.Args(
+        args.env_id, args.env_kwargs, args.seed, eval_episodes=args.eval_episodes, device="cpu"
+    )
+    dacer.make_envs(settings, 1).close()  # ValueError if the task is none for dacer.py
     if not args.eval_episodes:
         raise ValueError("--eval-episodes must be at least 1")
     name = f"{args.env_id.split(':')[-1]}__{args.algorithm}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
@@ -82,19 +86,34 @@ def main(args: Args) -> Path:
     model = getattr(library, args.algorithm)("MlpPolicy", env, seed=args.seed, device="cpu")
     run_dir.mkdir(parents=True)
     commit = os.popen(f'git -C "{ROOT}" describe --always --dirty 2>&1').read().strip()
-    said = {"label": args.algorithm, "commit": commit, "library": f"{library.__name__} {library.__version__}"}
-    (run_dir / "args.json").write_text(json.dumps(asdict(args) | said | {"learning_starts": 0}, indent=2))
+    said = {
+        "label": args.algorithm,
+        "commit": commit,
+        "library": f"{library.__name__} {library.__version__}",
+    }
+    (run_dir / "args.json").write_text(
+        json.dumps(asdict(args) | said | {"learning_starts": 0}, indent=2)
+    )
 
     class Evaluation(BaseCallback):
         def _on_step(self) -> bool:
-            over = self.num_timesteps - args.total_timesteps  # PPO and TRPO go on to the end of their 2,048 steps
-            if over >= args.num_envs or (over < 0 and self.num_timesteps % args.eval_interval >= args.num_envs):
+            over = (
+                self.num_timesteps - args.total_timesteps
+            )  # PPO and TRPO go on to the end of their 2,048 steps
+            if over >= args.num_envs or (
+                over < 0 and self.num_timesteps % args.eval_interval >= args.num_envs
+            ):
                 return True
             with torch.random.fork_rng():  # training shall not notice
-                _, scores = dacer.evaluate(Policy(model, args.deterministic), settings, args.seed + self.num_timesteps)
+                _, scores = dacer.evaluate(
+                    Policy(model, args.deterministic), settings, args.seed + self.num_timesteps
+                )
             for tag, score in scores.items():
                 writer.add_scalar(f"eval/{tag}", score, self.num_timesteps)
-            print(f"{self.num_timesteps:,} steps: " + ", ".join(f"{tag} {score:.3g}" for tag, score in scores.items()))
+            print(
+                f"{self.num_timesteps:,} steps: "
+                + ", ".join(f"{tag} {score:.3g}" for tag, score in scores.items())
+            )
             return True
 
     with SummaryWriter(run_dir) as writer:
@@ -110,6 +129,8 @@ if __name__ == "__main__":
     try:
         print(main(tyro.cli(Args)))
     except (ImportError, ValueError, gym.error.Error) as error:
-        missing = "; pip install -r benchmarks/requirements.txt" if isinstance(error, ImportError) else ""
+        missing = (
+            "; pip install -r benchmarks/requirements.txt" if isinstance(error, ImportError) else ""
+        )
         print(f"baselines.py: error: {error}{missing}", file=sys.stderr)
         sys.exit(2)

@@ -29,10 +29,16 @@ OURS = [f"DACERv2, T = 5, eta = {rest}" for rest in ("2, w = 1", "1", "5", "5, w
 OURS += ["DACER, T = 5", "DACER, T = 20"]
 THEIRS = [f"{name} (DACER authors' JAX)" for name in ("QVPO", "DIPO", "QSM", "DSACT")]
 THEIRS += ["SAC", "TD3", "DDPG", "PPO", "TRPO"]
-COLOURS = {label: report.COLOURS[label.replace(", eta = 5", "")] for label in OURS[1:]} | dict.fromkeys(THEIRS, "0.35")
+COLOURS = {
+    label: report.COLOURS[label.replace(", eta = 5", "")] for label in OURS[1:]
+} | dict.fromkeys(THEIRS, "0.35")
 COLOURS[OURS[0]] = "#E69F00"
 MARKERS = dict.fromkeys(OURS, "o") | dict(zip(THEIRS, "PXD*sv^<>"))
-CSV, KEPT, FIGURES = report.RESULTS / "multigoal.csv", report.RESULTS / "rollouts.npz", report.ROOT / "docs" / "figures"
+CSV, KEPT, FIGURES = (
+    report.RESULTS / "multigoal.csv",
+    report.RESULTS / "rollouts.npz",
+    report.ROOT / "docs" / "figures",
+)
 
 
 def collect(runs: tuple[Path, ...]) -> None:
@@ -42,7 +48,10 @@ def collect(runs: tuple[Path, ...]) -> None:
         rows, args = report.read_run(run), json.loads((run / "args.json").read_text())
         goals = json.loads(args["env_kwargs"]).get("num_goals", 4)
         if rows.task[0] != "MultiGoal-v0" or rows["return"].isna().any():
-            print(f"multigoal.py: error: {run} holds no evaluations on the multi-goal task", file=sys.stderr)
+            print(
+                f"multigoal.py: error: {run} holds no evaluations on the multi-goal task",
+                file=sys.stderr,
+            )
             raise SystemExit(2)
         told = {
             "run": run.name,
@@ -60,12 +69,22 @@ def collect(runs: tuple[Path, ...]) -> None:
 
 def read() -> pd.DataFrame:
     """A row for each run and evaluation; `label` names the algorithm and its settings."""
-    parts = [pd.read_csv(path).fillna({"kwargs": ""}) for path in (report.RESULTS / "evaluations.csv", CSV)]
+    parts = [
+        pd.read_csv(path).fillna({"kwargs": ""})
+        for path in (report.RESULTS / "evaluations.csv", CSV)
+    ]
     data = report.prepare(pd.concat(parts, ignore_index=True).assign(yours=False))
-    data["goals"], own = data.kwargs.str.removeprefix("num_goals="), data.algorithm.isin(["DACER", "DACERv2"])
-    data["label"] = data.name.str.replace(r", total_timesteps = \d+", "", regex=True).where(own, data.algorithm)
+    data["goals"], own = (
+        data.kwargs.str.removeprefix("num_goals="),
+        data.algorithm.isin(["DACER", "DACERv2"]),
+    )
+    data["label"] = data.name.str.replace(r", total_timesteps = \d+", "", regex=True).where(
+        own, data.algorithm
+    )
     order = {label: i for i, label in enumerate(OURS + THEIRS)}
-    data = data.assign(order=data.label.map(order))[data.goals.isin(["4", "5", "6"]) & data.label.isin(order)]
+    data = data.assign(order=data.label.map(order))[
+        data.goals.isin(["4", "5", "6"]) & data.label.isin(order)
+    ]
     return data.sort_values(["order", "goals", "run", "step"])
 
 
@@ -82,14 +101,20 @@ def table(runs: pd.DataFrame) -> str:
         cells = {goals: cell(part) for goals, part in group.groupby("goals")}
         updates = f"{group['update'].max():,}" if label not in ("PPO", "TRPO") else "-"
         minutes = f"{60 * group.hours.min():.0f}"
-        if label in THEIRS[:3] or (label in OURS and group.total_timesteps.min() > 2 * SHORT):  # of those published
+        if label in THEIRS[:3] or (
+            label in OURS and group.total_timesteps.min() > 2 * SHORT
+        ):  # of those published
             minutes += " (GPU)"
-        rows.append([label, updates, minutes, *(cells.get(goals, "-") for goals in ("4", "5", "6"))])
+        rows.append(
+            [label, updates, minutes, *(cells.get(goals, "-") for goals in ("4", "5", "6"))]
+        )
     return report.table("algorithm | updates | minutes | 4 goals | 5 goals | 6 goals", rows)
 
 
 def save(figure: plt.Figure, name: str) -> None:
-    figure.savefig(FIGURES / f"{name}.png", dpi=80, metadata={"Software": None}, pil_kwargs={"optimize": True})
+    figure.savefig(
+        FIGURES / f"{name}.png", dpi=80, metadata={"Software": None}, pil_kwargs={"optimize": True}
+    )
     plt.close(figure)
 
 
@@ -97,11 +122,18 @@ def trade(runs: pd.DataFrame) -> None:
     """Coverage against return on 6 goals, a point for each seed; larger ones for longer runs."""
     figure, axis = plt.subplots(layout="constrained", figsize=(9, 4.6))
     for label, group in runs[runs.goals == "6"].groupby("label", sort=False):
-        sizes, style = np.where(group.total_timesteps > SHORT, 120, 36), {"marker": MARKERS[label], "alpha": 0.6}
-        axis.scatter(group["return"], group.coverage, sizes, color=COLOURS[label], label=label, **style)
+        sizes, style = (
+            np.where(group.total_timesteps > SHORT, 120, 36),
+            {"marker": MARKERS[label], "alpha": 0.6},
+        )
+        axis.scatter(
+            group["return"], group.coverage, sizes, color=COLOURS[label], label=label, **style
+        )
     axis.set(xlabel="return", ylabel="coverage of 6 goals", xlim=(-230, -100))
     axis.grid(alpha=0.25)
-    for handle in axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5)).legend_handles:
+    for handle in axis.legend(
+        fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5)
+    ).legend_handles:
         handle.set_sizes([36])
     save(figure, "coverage-return")
 
@@ -109,11 +141,15 @@ def trade(runs: pd.DataFrame) -> None:
 def long(data: pd.DataFrame) -> None:
     """Coverage and return of the longer runs on 6 goals: means of seeds, and each."""
     figure, axes = plt.subplots(1, 2, layout="constrained", figsize=(11, 4))
-    for label, group in data[(data.total_timesteps > 2 * SHORT) & (data["update"] > 0)].groupby("label", sort=False):
+    for label, group in data[(data.total_timesteps > 2 * SHORT) & (data["update"] > 0)].groupby(
+        "label", sort=False
+    ):
         for axis, score in zip(axes, ("coverage", "return")):
             common = {"x": "update", "y": score, "color": COLOURS[label], "ax": axis}
             sns.lineplot(group, units="run", estimator=None, lw=0.5, **common)
-            sns.lineplot(group, errorbar=None, lw=2, label=label if axis is axes[1] else None, **common)
+            sns.lineplot(
+                group, errorbar=None, lw=2, label=label if axis is axes[1] else None, **common
+            )
             axis.set(xlabel="updates", ylim=(0, 1) if score == "coverage" else (-240, -100))
             axis.grid(alpha=0.25)
     save(figure, "coverage-long")
@@ -124,7 +160,9 @@ def first_angle(path: np.ndarray, goals: np.ndarray) -> float:
 
     Of a policy whose modes are the goals it is small; of n goals a direction drawn uniformly has 90 / n.
     """
-    directions, steps = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (goals, path[1] - path[0]))
+    directions, steps = (
+        x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (goals, path[1] - path[0])
+    )
     return np.degrees(np.arccos((steps @ directions.T).max(-1).clip(-1, 1))).mean()
 
 
@@ -142,13 +180,17 @@ def rollouts(runs: pd.DataFrame) -> None:
             goals = np.where(distances.min(-1) < multigoal_env.ARRIVAL**2, distances.argmin(-1), -1)
             found.append((multigoal_env.coverage(env.hits(goals)), seed, goals, paths[run]))
         panels.append((label, sorted(found, key=lambda one: one[:2])[(len(found) - 1) // 2]))
-    figure, axes = plt.subplots(-(-len(panels) // 4), 4, layout="constrained", figsize=(9, 2.6 * -(-len(panels) // 4)))
+    figure, axes = plt.subplots(
+        -(-len(panels) // 4), 4, layout="constrained", figsize=(9, 2.6 * -(-len(panels) // 4))
+    )
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     for axis, (label, (score, seed, goals, path)) in zip(axes.flat, panels):
         multigoal_env.draw_plane(axis, env)
         colors = [multigoal_env.COLORS[goal] for goal in goals]
-        axis.add_collection(LineCollection(path.swapaxes(0, 1)[:80], colors=colors, linewidths=0.6, alpha=0.7))
+        axis.add_collection(
+            LineCollection(path.swapaxes(0, 1)[:80], colors=colors, linewidths=0.6, alpha=0.7)
+        )
         axis.set(xlabel="", ylabel="", xticks=[], yticks=[])
         told = f"{score:.2f}, {env.hits(goals).tolist()}, {first_angle(path, env.goals):.0f}°"
         axis.set_title(f"{label}\nseed {seed}: {told}", fontsize=7)
@@ -164,11 +206,16 @@ def main(runs: tyro.conf.Positional[tuple[Path, ...]] = ()) -> None:
     trade(last)
     long(data)
     rollouts(last)
-    told = last[~last.label.str.match("DACER, T = 5|.*eta = (1|5, w)") & (last.total_timesteps <= 2 * SHORT)]
+    told = last[
+        ~last.label.str.match("DACER, T = 5|.*eta = (1|5, w)") & (last.total_timesteps <= 2 * SHORT)
+    ]
     for name, rows in {"README.md": told, "docs/multigoal.md": last}.items():
         page, shown = report.ROOT / name, f"<!-- multigoal -->\n\n{table(rows)}\n\n<!-- end -->"
         text = re.sub(
-            "<!-- multigoal -->\n.*?<!-- end -->", lambda _, shown=shown: shown, page.read_text(), flags=re.DOTALL
+            "<!-- multigoal -->\n.*?<!-- end -->",
+            lambda _, shown=shown: shown,
+            page.read_text(),
+            flags=re.DOTALL,
         )
         page.write_text(text)
 

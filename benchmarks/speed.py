@@ -70,9 +70,13 @@ def milliseconds(device: str, calls: int, function: Callable[[], object], parts:
 class Contestant:
     """A script with one T on one task; `timed` has what it does, with the further arguments of `milliseconds`."""
 
-    def __init__(self, module: ModuleType, commit: str, task: str, script: str, T: int, device: str):
+    def __init__(
+        self, module: ModuleType, commit: str, task: str, script: str, T: int, device: str
+    ):
         def make_agent(compile: bool):
-            args = module.resolve(module.Args(**TASKS[task], diffusion_steps=T, device=device, compile=compile))
+            args = module.resolve(
+                module.Args(**TASKS[task], diffusion_steps=T, device=device, compile=compile)
+            )
             return module.Agent(*dims, args)
 
         torch.manual_seed(0)
@@ -86,7 +90,9 @@ class Contestant:
         self.buffer.add(*(torch.rand(x.shape, device=device) for x in self.buffer.data))
         states = self.buffer.sample(BATCH_SIZE).obs
         with torch.no_grad():
-            actions = eager.policy(states[:, None], eager.policy.draw_noise(BATCH_SIZE, 200), eager.noise_std())
+            actions = eager.policy(
+                states[:, None], eager.policy.draw_noise(BATCH_SIZE, 200), eager.noise_std()
+            )
         self.timed = {
             "update, eager": (2, lambda: self.updates(eager, 1, 2), 2),
             "update": (3, lambda: self.updates(agent, 1, 2), 2),
@@ -97,11 +103,17 @@ class Contestant:
             "action of make_actor": (40, lambda: actor(self.obs[:1])),
             "entropy estimate": (1, lambda: agent.entropy(states)),
             "its mixture fit alone": (1, lambda: module.mixture_entropy(actions)),
-            "step of 20 environments and update": (3, lambda: self.updates(agent, 1, 2, step=True), 2),
+            "step of 20 environments and update": (
+                3,
+                lambda: self.updates(agent, 1, 2, step=True),
+                2,
+            ),
         }
         for timed in self.timed.values():
             timed[1]()  # compiles
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], with_flops=True) as profile:
+        with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], with_flops=True
+        ) as profile:
             self.updates(eager, 1, 2)
         events, products = profile.key_averages(), ("aten::mm", "aten::addmm", "aten::bmm")
         self.flop = sum(event.flops for event in events if event.key in products) / 2
@@ -110,7 +122,9 @@ class Contestant:
         for number in numbers:  # from 1: the 0th would estimate the entropy, too
             if step:
                 obs, action = self.obs, agent.act(self.obs)
-                self.obs, reward, terminated, *_ = self.envs.step(self.module.to_env(action, self.space))
+                self.obs, reward, terminated, *_ = self.envs.step(
+                    self.module.to_env(action, self.space)
+                )
                 self.buffer.add(obs, action, reward, self.obs, terminated)
             agent.update(self.buffer.sample(BATCH_SIZE), number)
 
@@ -119,26 +133,45 @@ def main(args: Args) -> None:
     torch._dynamo.config.recompile_limit = 64  # many agents in one process
     commit, rows = os.popen(f'git -C "{ROOT}" describe --always --dirty 2>&1').read().strip(), []
     folders = {commit: ROOT} | ({str(args.against): args.against} if args.against else {})
-    modules = [(c, s, load(s, f, i)) for s in args.scripts for i, (c, f) in enumerate(folders.items())]
+    modules = [
+        (c, s, load(s, f, i)) for s in args.scripts for i, (c, f) in enumerate(folders.items())
+    ]
     for task in args.tasks:
-        contestants = [Contestant(m, c, task, s, T, args.device) for T in args.diffusion_steps for c, s, m in modules]
+        contestants = [
+            Contestant(m, c, task, s, T, args.device)
+            for T in args.diffusion_steps
+            for c, s, m in modules
+        ]
         for turn in range(args.turns):
             squares = [torch.randn(n, n, device=args.device) for n in (512, 1024, 2048)]
-            rate = max(2 * len(x) ** 3 / milliseconds(args.device, 3, lambda x=x: x @ x) for x in squares)
-            rows += [(*one.key, "its matrix products alone", turn, one.flop / rate) for one in contestants]
+            rate = max(
+                2 * len(x) ** 3 / milliseconds(args.device, 3, lambda x=x: x @ x) for x in squares
+            )
+            rows += [
+                (*one.key, "its matrix products alone", turn, one.flop / rate)
+                for one in contestants
+            ]
             for what in contestants[0].timed:
                 for one in contestants[:: (-1) ** turn]:
                     rows.append((*one.key, what, turn, milliseconds(args.device, *one.timed[what])))
     data = pd.DataFrame(rows, columns=["commit", *KEYS[3:], "turn", "ms"])
-    medians = data.assign(measured=date.today(), machine=args.machine).groupby(KEYS, sort=False).ms.median()
+    medians = (
+        data.assign(measured=date.today(), machine=args.machine)
+        .groupby(KEYS, sort=False)
+        .ms.median()
+    )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     medians.reset_index().to_csv(args.out, index=False, float_format="%.6g")
     wide = medians.unstack("what")[data.what.unique()]  # unstack(sort=False) mixes rows up
     print(wide.droplevel(["measured", "machine"]).T.to_string(float_format="%.4g"))
     if args.against:
-        new, old = (data[data.commit == commit].set_index([*KEYS[3:], "turn"]).ms for commit in folders)
+        new, old = (
+            data[data.commit == commit].set_index([*KEYS[3:], "turn"]).ms for commit in folders
+        )
         ratios = (new / old).groupby(KEYS[3:], sort=False).quantile([0.25, 0.5, 0.75]).unstack()
-        print(f"\n{' / '.join(folders)} by turn, quartiles:\n{ratios.to_string(float_format='%.2f')}")
+        print(
+            f"\n{' / '.join(folders)} by turn, quartiles:\n{ratios.to_string(float_format='%.2f')}"
+        )
 
 
 if __name__ == "__main__":

@@ -32,14 +32,23 @@ STOP = []  # not empty once the jobs of this machine are to end
 
 @dataclass
 class Options:
-    arguments: tyro.conf.Positional[tuple[str, ...]] = ()  # after `--`: further arguments of all jobs
+    arguments: tyro.conf.Positional[
+        tuple[str, ...]
+    ] = ()  # after `--`: further arguments of all jobs
     env_ids: tuple[str, ...] = ("HalfCheetah-v4",)  # tasks
-    commands: tuple[str, ...] = ("dacer.py", "dacer_v2.py")  # scripts, each with the arguments that set it apart
+    commands: tuple[str, ...] = (
+        "dacer.py",
+        "dacer_v2.py",
+    )  # scripts, each with the arguments that set it apart
     seeds: tuple[int, ...] = (1,)  # seeds
     processes: int = 1  # jobs at a time on this machine
-    threads: int | None = None  # CPU threads of each job; None: this machine's cores, shared out among the processes
+    threads: int | None = (
+        None  # CPU threads of each job; None: this machine's cores, shared out among the processes
+    )
     retries: int = 2  # how often a job that was killed is resumed
-    ray: str | None = None  # address of a Ray cluster ("auto", or "local" to start one) that runs as many as it can
+    ray: str | None = (
+        None  # address of a Ray cluster ("auto", or "local" to start one) that runs as many as it can
+    )
     gpus: float = 0.0  # with --ray: GPUs of each job, also a fraction of one
 
 
@@ -51,7 +60,9 @@ def fail(message: str) -> None:
 def make_jobs(options: Options) -> dict[Path, list[str]]:
     """Folder and command of each job. Arguments that a script does not take end the program, before anything runs."""
     jobs = {}
-    for command, env_id, seed in itertools.product(options.commands, options.env_ids, options.seeds):
+    for command, env_id, seed in itertools.product(
+        options.commands, options.env_ids, options.seeds
+    ):
         script, *own = shlex.split(command) or [""]
         path = (ROOT / script).with_suffix(".py")
         sys.path.insert(0, str(path.parent))
@@ -75,7 +86,9 @@ def run_job(folder: Path, command: list[str], environment: dict[str, str], retri
     folder.mkdir(parents=True, exist_ok=True)
     env = os.environ | environment
     with (folder / "log.txt").open("a") as log:
-        fcntl.flock(log, fcntl.LOCK_EX)  # the script holds it too: one that outlived its sweep is waited for
+        fcntl.flock(
+            log, fcntl.LOCK_EX
+        )  # the script holds it too: one that outlived its sweep is waited for
         for _ in range(retries + 1):
             if STOP or (folder / "done").exists():
                 return 0
@@ -83,7 +96,9 @@ def run_job(folder: Path, command: list[str], environment: dict[str, str], retri
             arguments = ["--resume", str(saved[-1].parent)] if saved else command[1:]
             full = [sys.executable, command[0], *arguments]
             # A session of its own: Ctrl-C reaches the sweep alone, which ends each job once
-            process = subprocess.Popen(full, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True)
+            process = subprocess.Popen(
+                full, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True
+            )
             try:
                 while (code := process.poll()) is None and not STOP:
                     time.sleep(0.2)
@@ -108,8 +123,14 @@ def main(options: Options) -> int:
         fail("--processes and --threads must be 1 or more, --retries and --gpus 0 or more")
     jobs = make_jobs(options)
     threads = options.threads or max(1, (os.cpu_count() or 1) // options.processes)
-    modules = ["", *os.environ.get("PYTHONPATH", "").split(os.pathsep)]  # "" is this folder, which a job leaves
-    environment = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(map(os.path.abspath, modules))}
+    modules = [
+        "",
+        *os.environ.get("PYTHONPATH", "").split(os.pathsep),
+    ]  # "" is this folder, which a job leaves
+    environment = {
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONPATH": os.pathsep.join(map(os.path.abspath, modules)),
+    }
     tasks = [(folder, command, environment, options.retries) for folder, command in jobs.items()]
     refs = []
     if options.ray is None:
@@ -119,7 +140,9 @@ def main(options: Options) -> int:
         import ray
 
         ray.init(address=options.ray)
-        remote = ray.remote(num_cpus=threads, num_gpus=options.gpus, max_retries=options.retries)(run_job)
+        remote = ray.remote(num_cpus=threads, num_gpus=options.gpus, max_retries=options.retries)(
+            run_job
+        )
         refs = [remote.remote(*task) for task in tasks]
         futures = [ref.future() for ref in refs]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # after Ray, which sets one too
@@ -130,9 +153,12 @@ def main(options: Options) -> int:
             for future in finished:
                 folder, code = folders[future], future.exception() or future.result()
                 failed += code != 0
-                said = last("[^\r\n]+", folder)
+                said = last("[^\r\n]*Error[^\r\n]*", folder) or last("[^\r\n]+", folder)
                 print(f"{folder.name}: FAILED ({code}): {said}" if code else f"{folder.name}: done")
-            print(f"{len(jobs) - len(pending) - failed} done, {failed} failed, {len(pending)} to go", flush=True)
+            print(
+                f"{len(jobs) - len(pending) - failed} done, {failed} failed, {len(pending)} to go",
+                flush=True,
+            )
             for folder in map(folders.get, pending):
                 if percent := last("[0-9]+%", folder):
                     print(f"  {folder.name}: {percent}", flush=True)

@@ -16,7 +16,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # threads of several workers would wait
 import dacer
 import dacer_v2
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # processes started in the background of a script ignore it
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # processes started in the background of a script ignore it
 
 # TensorBoard orders a run's files by name: second, process, count. Within a second, 10 would come before 9
 event_file_writer._global_uid._value = 10_000
@@ -33,8 +35,19 @@ def algo(request):
 def tiny_args(algo, tmp_path, monkeypatch):
     """Makes arguments of a run that takes a second or two; its folder lies in a temporary directory."""
     monkeypatch.chdir(tmp_path)
-    small = {"hidden_sizes": (16, 16, 16), "diffusion_steps": 3, "num_envs": 2, "batch_size": 8, "buffer_size": 1000}
-    short = {"total_timesteps": 120, "learning_starts": 40, "entropy_samples": 8, "entropy_interval": 10}
+    small = {
+        "hidden_sizes": (16, 16, 16),
+        "diffusion_steps": 3,
+        "num_envs": 2,
+        "batch_size": 8,
+        "buffer_size": 1000,
+    }
+    short = {
+        "total_timesteps": 120,
+        "learning_starts": 40,
+        "entropy_samples": 8,
+        "entropy_interval": 10,
+    }
     rest = {"eval_interval": 20, "eval_episodes": 3, "device": "cpu", "compile": False}
 
     def make(**changes):

@@ -19,13 +19,26 @@ event_file_writer._global_uid._value = 10_000
 def main(name: str, compile: bool, threads: int) -> None:
     algo = load(name)
     assert torch.get_num_threads() == threads, torch.get_num_threads()
-    large = {"num_envs": 4, "diffusion_steps": 2, "entropy_samples": 50, "entropy_interval": 50, "device": "cpu"}
-    short = {"learning_starts": 80, "total_timesteps": 4 * 150, "eval_interval": 40, "eval_episodes": 2}
+    large = {
+        "num_envs": 4,
+        "diffusion_steps": 2,
+        "entropy_samples": 50,
+        "entropy_interval": 50,
+        "device": "cpu",
+    }
+    short = {
+        "learning_starts": 80,
+        "total_timesteps": 4 * 150,
+        "eval_interval": 40,
+        "eval_episodes": 2,
+    }
     args = algo.Args("Hopper-v4", **large, **short, checkpoint_interval=30, compile=compile)
     whole = outcome(train(algo, args, "whole"))
     assert len(whole["curves"]["losses/qf1_loss"]) == 2  # after 100 updates and at the end
     wrong = []
-    if not compile:  # compiling takes a minute each time, and a resumed run that is the same says as much
+    if (
+        not compile
+    ):  # compiling takes a minute each time, and a resumed run that is the same says as much
         print("twice:", wrong := differences(whole, outcome(train(algo, args, "again"))))
     update = algo.Agent.update
     for stop in (77,) if compile else (12, 77):

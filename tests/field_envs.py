@@ -45,7 +45,9 @@ class OneDict(OneArray):
 
     def __init__(self):
         super().__init__()
-        self.observation_space = gym.spaces.Dict({"one": gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)})
+        self.observation_space = gym.spaces.Dict(
+            {"one": gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)}
+        )
 
     def observe(self):
         return {"one": super().observe()}
@@ -75,7 +77,12 @@ class Infos(Track):
 
     def info(self):
         k = self.clock
-        strange = {"a": np.zeros(k % 4 + 1), "b": "word" if k % 2 else k, "c": None if k % 3 else {"d": k}, f"e{k}": k}
+        strange = {
+            "a": np.zeros(k % 4 + 1),
+            "b": "word" if k % 2 else k,
+            "c": None if k % 3 else {"d": k},
+            f"e{k}": k,
+        }
         return {**strange, "ragged": [np.zeros(k % 3), k], "final_obs": k, "_final_obs": "taken"}
 
     def reset(self, **kwargs):
@@ -122,7 +129,9 @@ class Bounds(Track):
 
     def __init__(self, low=-1.0, high=1.0, shape=(1,), dtype="float32"):
         super().__init__()
-        self.action_space = gym.spaces.Box(float(low), float(high), tuple(shape), np.dtype(dtype).type)
+        self.action_space = gym.spaces.Box(
+            float(low), float(high), tuple(shape), np.dtype(dtype).type
+        )
 
     def step(self, action):
         assert self.action_space.contains(action), action

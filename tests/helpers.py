@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import traceback
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import ModuleType
@@ -43,11 +44,18 @@ def command(algo: ModuleType, *arguments: object) -> Ended:
     """The script's command line, in this process."""
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
     code, handler = 0, signal.getsignal(signal.SIGTERM)
-    with redirect_stdout(out), redirect_stderr(err), mock.patch("sys.argv", [algo.__file__, *map(str, arguments)]):
+    with (
+        redirect_stdout(out),
+        redirect_stderr(err),
+        mock.patch("sys.argv", [algo.__file__, *map(str, arguments)]),
+    ):
         try:
             algo.run_command_line()
         except SystemExit as end:
             code = end.code
+        except Exception:  # noqa: BLE001, as Python does with what nobody catches
+            traceback.print_exc()
+            code = 1
         finally:
             signal.signal(signal.SIGTERM, handler)
     return Ended(code, *(stream.buffer.getvalue().decode() for stream in (out, err)))
@@ -57,7 +65,9 @@ def shell(algo: ModuleType, *arguments: object, **how: object) -> Ended:
     """The script's command line, in a process of its own."""
     how = {"env": ENVIRONMENT, "timeout": 120} | how
     words = [sys.executable, algo.__file__, *map(str, arguments)]
-    done = subprocess.run(words, check=False, capture_output=True, text=True, errors="replace", **how)
+    done = subprocess.run(
+        words, check=False, capture_output=True, text=True, errors="replace", **how
+    )
     return Ended(done.returncode, done.stdout, done.stderr)
 
 

@@ -49,36 +49,52 @@ HOPPER = {
     "eval-episodes": 2,
     "device": "cpu",
 }
-SIGNALS = {"kill": signal.SIGKILL, "saving": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
+SIGNALS = {
+    "kill": signal.SIGKILL,
+    "saving": signal.SIGKILL,
+    "term": signal.SIGTERM,
+    "int": signal.SIGINT,
+}
 
 
 def differences(a: Any, b: Any, name: str = "") -> list[str]:
     """Names of the entries in which two checkpoints differ, in a single bit or more."""
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        same = (a.dtype, a.shape) == (b.dtype, b.shape) and a.numpy().tobytes() == b.numpy().tobytes()
+        same = (a.dtype, a.shape) == (
+            b.dtype,
+            b.shape,
+        ) and a.numpy().tobytes() == b.numpy().tobytes()
         return [] if same else [name]
     if isinstance(a, dict) and isinstance(b, dict):
-        return [diff for key in a.keys() | b.keys() for diff in differences(a.get(key), b.get(key), f"{name}/{key}")]
+        return [
+            diff
+            for key in a.keys() | b.keys()
+            for diff in differences(a.get(key), b.get(key), f"{name}/{key}")
+        ]
     if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
-        return [diff for i, (x, y) in enumerate(zip(a, b)) for diff in differences(x, y, f"{name}/{i}")]
+        return [
+            diff for i, (x, y) in enumerate(zip(a, b)) for diff in differences(x, y, f"{name}/{i}")
+        ]
     return [] if a == b else [name]
 
 
 def outcome(run_dir: Path) -> dict[str, Any]:
     """All that a run computed: its checkpoint, its best weights and its curves."""
-    files = [run_dir / name for name in ("checkpoint.pt", "best.pt") if (run_dir / name).exists()]
+    files = run_dir.glob("*.pt")  # checkpoint.pt, best.pt, replay_*.pt
     saved = {file.name: torch.load(file, weights_only=True) for file in files}
     events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()
     tags = set(events.Tags()["scalars"]) - {"charts/SPS"}
-    return saved | {"curves": {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}}
+    return saved | {
+        "curves": {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}
+    }
 
 
 def interrupt(process: subprocess.Popen, run_dir: Path, how: str, seconds: float) -> None:
     """Waits for the moment and sends the signal, unless the process ends before."""
-    end, temporary = time.time() + seconds, run_dir / "checkpoint.tmp"
+    end = time.time() + seconds
     while process.poll() is None and time.time() < end:
         time.sleep(0.02)
-    while how == "saving" and process.poll() is None and not (temporary.exists() and temporary.stat().st_size > 0):
+    while how == "saving" and process.poll() is None and not any(run_dir.glob("*.tmp")):
         time.sleep(0.0002)
     if process.poll() is None:
         process.send_signal(SIGNALS[how])
@@ -88,7 +104,9 @@ def main(args: Args) -> None:
     """Runs both, compares them, and exits with 0 if they are the same."""
     moments = random.Random(args.seed)
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "PYTHONWARNINGS": "ignore"}
-    arguments = args.arguments or [word for name, value in HOPPER.items() for word in (f"--{name}", str(value))]
+    arguments = args.arguments or [
+        word for name, value in HOPPER.items() for word in (f"--{name}", str(value))
+    ]
     with tempfile.TemporaryDirectory() as folder:
         interrupted, within_save = 0, 0
 
@@ -106,27 +124,34 @@ def main(args: Args) -> None:
         def end(process: subprocess.Popen, *codes: int) -> None:
             printed, _ = process.communicate()
             if process.returncode not in codes:
-                sys.exit(f"a run ended with code {process.returncode}, not {codes}:\n{printed[-3000:]}")
+                sys.exit(
+                    f"a run ended with code {process.returncode}, not {codes}:\n{printed[-3000:]}"
+                )
 
         def find(work: str) -> Path | None:
-            return next((path.parent for path in Path(folder, work).glob("runs/*/checkpoint.pt")), None)
+            return next(
+                (path.parent for path in Path(folder, work).glob("runs/*/checkpoint.pt")), None
+            )
 
         started = time.time()
         end(start("whole", *arguments), 0)
         undisturbed = time.time() - started
         print(f"undisturbed: {undisturbed:.0f} s", flush=True)
-        most = args.max_seconds or min(undisturbed / 2, 5 + 1.5 * undisturbed / args.kills)  # 5 s: to start
+        most = args.max_seconds or min(
+            undisturbed / 2, 5 + 1.5 * undisturbed / args.kills
+        )  # 5 s: to start
         while interrupted < args.kills:
             run_dir = find("killed")
             if run_dir is not None:  # left by the last kill; the script itself does not mind it
-                (run_dir / "checkpoint.tmp").unlink(missing_ok=True)
+                for file in run_dir.glob("*.tmp"):
+                    file.unlink()
             process = start("killed", *(["--resume", str(run_dir)] if run_dir else arguments))
             while run_dir is None and process.poll() is None:
                 time.sleep(0.01)
                 run_dir = find("killed")
             if run_dir is not None:
                 interrupt(process, run_dir, args.how, moments.uniform(0, most))
-                within_save += (run_dir / "checkpoint.tmp").exists()
+                within_save += any(run_dir.glob("*.tmp"))
             end(process, 130, 0, *(-number for number in SIGNALS.values()))
             if process.returncode == 0:
                 print("  the run was complete before the signal: not counted", flush=True)

@@ -23,11 +23,18 @@ import dacer
 
 
 def test_speed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # which would take a minute
-    monkeypatch.setitem(speed.TASKS, "tiny", {"env_id": "toy_envs:Reach-v0", "hidden_sizes": (16, 16)})
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **_: function
+    )  # which would take a minute
+    monkeypatch.setitem(
+        speed.TASKS, "tiny", {"env_id": "toy_envs:Reach-v0", "hidden_sizes": (16, 16)}
+    )
     monkeypatch.setattr(speed, "BATCH_SIZE", 32)
     shutil.copy(ROOT / "dacer_v2.py", tmp_path)
-    out, tiny = tmp_path / "new/speed.csv", {"tasks": ("tiny",), "scripts": ("dacer_v2",), "diffusion_steps": (2,)}
+    out, tiny = (
+        tmp_path / "new/speed.csv",
+        {"tasks": ("tiny",), "scripts": ("dacer_v2",), "diffusion_steps": (2,)},
+    )
     speed.main(speed.Args(**tiny, turns=2, against=tmp_path, out=out))
     times, published = pd.read_csv(out), pd.read_csv(ROOT / "benchmarks/results/speed.csv")
     assert list(times) == list(published)
@@ -38,7 +45,9 @@ def test_speed(tmp_path, monkeypatch, capsys):
     assert "update, eager" in ratios
     for what, rows in times.groupby("what"):
         (line,) = (line for line in table.splitlines() if line.startswith(f"{what}  "))
-        assert sorted(map(float, line.removeprefix(what).split())) == pytest.approx(sorted(rows.ms), rel=1e-3)
+        assert sorted(map(float, line.removeprefix(what).split())) == pytest.approx(
+            sorted(rows.ms), rel=1e-3
+        )
 
 
 @pytest.mark.parametrize("resumed", [False, True])
@@ -56,7 +65,9 @@ def test_official_without_its_code(resumed, tmp_path):
 def test_baselines(algorithm, tmp_path, monkeypatch):
     """End to end: a run that the report reads, and a saved model."""
     monkeypatch.chdir(tmp_path)
-    args = baselines.Args(algorithm, total_timesteps=310, eval_interval=100, eval_episodes=2)  # TD3 takes 20 at once
+    args = baselines.Args(
+        algorithm, total_timesteps=310, eval_interval=100, eval_episodes=2
+    )  # TD3 takes 20 at once
     rows = report.read_run(baselines.main(args))
     assert rows.step.tolist() == [100, 200, 300, 320 if algorithm == "TD3" else 310]
     assert set(rows.algorithm) == {algorithm}
@@ -79,14 +90,18 @@ def test_the_evaluation_of_baselines_is_that_of_the_scripts():
     args = dacer.resolve(dacer.Args("InvertedPendulum-v4", eval_episodes=3, total_timesteps=10**6))
     policy = dacer.DiffusionPolicy(4, 1, (8,), 2)
     policy.forward = lambda obs, noise: torch.full((len(obs), 1), 0.5)
-    found, expected = (dacer.evaluate(one, args, seed=1) for one in (baselines.Policy(Model(), False), policy))
+    found, expected = (
+        dacer.evaluate(one, args, seed=1) for one in (baselines.Policy(Model(), False), policy)
+    )
     policy.forward = lambda obs, noise: torch.zeros(len(obs), 1)
     assert (dacer.evaluate(policy, args, seed=1)[0] != expected[0]).any()
     np.testing.assert_array_equal(found[0], expected[0])
     assert found[1] == expected[1]
 
 
-@pytest.mark.parametrize("wrong", ["--env-id CartPole-v1", "--env-id None-v0", "--algorithm A2C", "--eval-episodes 0"])
+@pytest.mark.parametrize(
+    "wrong", ["--env-id CartPole-v1", "--env-id None-v0", "--algorithm A2C", "--eval-episodes 0"]
+)
 def test_baselines_on_bad_input(wrong, tmp_path):
     command = [sys.executable, ROOT / "benchmarks/baselines.py", *wrong.split()]
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)
@@ -99,7 +114,11 @@ def test_baselines_without_their_packages(tmp_path):
     (tmp_path / "sb3_contrib.py").write_text("raise ImportError('No module named sb3_contrib')")
     command = [sys.executable, ROOT / "benchmarks/baselines.py"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].endswith("sb3_contrib; pip install -r benchmarks/requirements.txt")
+    assert done.stderr.splitlines()[-1].endswith(
+        "sb3_contrib; pip install -r benchmarks/requirements.txt"
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["sb3_contrib.py"]

@@ -25,12 +25,21 @@ import dacer
 import dacer_v2
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+PAGES = {
+    path.name: path.read_text()
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+}
 README = PAGES["README.md"]
 ALGORITHMS = {"dacer.py": dacer, "dacer_v2.py": dacer_v2}
-PUBLISHED = {"goals4-v2-T5-eta2-w1-2": dacer_v2, "goals4-dacer-T20-3": dacer, "hopper-v2-T5-eta0.01-1": dacer_v2}
+PUBLISHED = {
+    "goals4-v2-T5-eta2-w1-2": dacer_v2,
+    "goals4-dacer-T20-3": dacer,
+    "hopper-v2-T5-eta0.01-1": dacer_v2,
+}
 PUBLISHED |= {"ant-v2-T5-eta0.01-1": dacer_v2}
-DATA = pd.concat([pd.read_csv(ROOT / f"benchmarks/results/{name}.csv") for name in ("evaluations", "multigoal")])
+DATA = pd.concat(
+    [pd.read_csv(ROOT / f"benchmarks/results/{name}.csv") for name in ("evaluations", "multigoal")]
+)
 LAST = DATA.sort_values("step").groupby("run").last()
 
 
@@ -43,9 +52,13 @@ def python_commands() -> list[str]:
     found = []
     for text in PAGES.values():
         lines = [line for block in code("bash", text) for line in block.splitlines()]
-        lines += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
+        lines += re.findall(
+            r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+        )
         parts = [part for line in lines for part in line.split(" && ")]
-        found += [part.split("python ", 1)[1] for part in parts if re.search(r"^\S*python (?!-m)", part)]
+        found += [
+            part.split("python ", 1)[1] for part in parts if re.search(r"^\S*python (?!-m)", part)
+        ]
     return list(dict.fromkeys(found))
 
 
@@ -63,11 +76,19 @@ def work(tmp_path, monkeypatch):
 def test_commands(line, work):
     script, *arguments = shlex.split(line, comments=True)
     if script not in ALGORITHMS:  # its options are known, its runs are there
-        said = subprocess.run([sys.executable, ROOT / script, "--help"], check=True, capture_output=True, text=True)
-        assert all(
-            word in said.stdout for word in " ".join(arguments).split(" -- ")[0].split() if word.startswith("--")
+        said = subprocess.run(
+            [sys.executable, ROOT / script, "--help"], check=True, capture_output=True, text=True
         )
-        assert all(Path(word).exists() for word in arguments if word.startswith("runs/") and "<" not in word)
+        assert all(
+            word in said.stdout
+            for word in " ".join(arguments).split(" -- ")[0].split()
+            if word.startswith("--")
+        )
+        assert all(
+            Path(word).exists()
+            for word in arguments
+            if word.startswith("runs/") and "<" not in word
+        )
         return
     algo = ALGORITHMS[script]
     published = next(f"runs/{name}" for name, module in PUBLISHED.items() if module is algo)
@@ -89,13 +110,19 @@ def test_commands(line, work):
 def test_the_commands_are_found():
     """By the expressions above; and the first two need no file that is not there."""
     assert len(python_commands()) > 8
-    train, tests = (line for block in code("bash", README) for line in block.splitlines() if "-m venv" in line)
+    train, tests = (
+        line for block in code("bash", README) for line in block.splitlines() if "-m venv" in line
+    )
     for file in re.findall(r"-r (\S+)", train + tests):
         assert (ROOT / file).is_file()
     assert tests.endswith(".venv/bin/python -m pytest -n 2 tests")
-    for arguments in re.findall(r"`(--[^`]+)`", "".join(PAGES.values())):  # options that stand alone
+    for arguments in re.findall(
+        r"`(--[^`]+)`", "".join(PAGES.values())
+    ):  # options that stand alone
         flag = arguments.split()[0]
-        assert flag in ("--code",) or hasattr(dacer_v2.Args, flag[2:].replace("no-", "").replace("-", "_")), flag
+        assert flag in ("--code",) or hasattr(
+            dacer_v2.Args, flag[2:].replace("no-", "").replace("-", "_")
+        ), flag
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -105,8 +132,14 @@ def test_links(page):
         path, _, anchor = "".join(target).partition("#")
         if not path.startswith("http"):
             assert (folder / path).exists() or not path, path
-            headings = re.findall(r"^#+ (.*)$", PAGES[Path(path).name or page], re.MULTILINE) if anchor else []
-            assert not anchor or anchor in [re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings]
+            headings = (
+                re.findall(r"^#+ (.*)$", PAGES[Path(path).name or page], re.MULTILINE)
+                if anchor
+                else []
+            )
+            assert not anchor or anchor in [
+                re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings
+            ]
 
 
 def test_readme_is_short():
@@ -124,34 +157,49 @@ def test_settings():
     """The table's are the script's."""
     default, tasks = dacer_v2.DEFAULTS, dacer_v2.TASKS
     humanoid, cheetah, goals = tasks["Humanoid"], tasks["HalfCheetah"], tasks["MultiGoal"]
-    rows = dict(line.strip("| ").split(" | ", 1) for line in README.splitlines() if line.startswith("| "))
-    assert rows["lambda"].startswith(f"{default['noise_scale']}; Humanoid, HalfCheetah: {humanoid['noise_scale']} ")
+    rows = dict(
+        line.strip("| ").split(" | ", 1) for line in README.splitlines() if line.startswith("| ")
+    )
+    assert rows["lambda"].startswith(
+        f"{default['noise_scale']}; Humanoid, HalfCheetah: {humanoid['noise_scale']} "
+    )
     assert rows["hidden layers"].startswith("3 x 256; Humanoid: 3 x 512 ")
     assert (default["hidden_sizes"], humanoid["hidden_sizes"]) == ((256,) * 3, (512,) * 3)
-    warm_up = f"{default['learning_starts']:,}; Humanoid, HalfCheetah: {humanoid['learning_starts']:,} "
+    warm_up = (
+        f"{default['learning_starts']:,}; Humanoid, HalfCheetah: {humanoid['learning_starts']:,} "
+    )
     assert rows["warm-up, environment steps"].startswith(warm_up)
     assert cheetah == {key: humanoid[key] for key in ("noise_scale", "learning_starts")}
-    assert rows["eta of DACERv2"].endswith(f"{default['q_grad_weight']}; multi-goal: {goals['q_grad_weight']:g}")
+    assert rows["eta of DACERv2"].endswith(
+        f"{default['q_grad_weight']}; multi-goal: {goals['q_grad_weight']:g}"
+    )
     weight = f"DACERv2: 5, c = {default['time_weight_c']}, d = {default['time_weight_d']}, but on multi-goal c = d = 0)"
     assert weight in README and goals["time_weight_c"] == goals["time_weight_d"] == 0
-    assert rows["updates between two steps of alpha"].endswith(f"multi-goal: {goals['entropy_interval']:,}")
-    assert rows["evaluation"].startswith(f"every {dacer_v2.Args.eval_interval:,} updates | the same, 10 ")
+    assert rows["updates between two steps of alpha"].endswith(
+        f"multi-goal: {goals['entropy_interval']:,}"
+    )
+    assert rows["evaluation"].startswith(
+        f"every {dacer_v2.Args.eval_interval:,} updates | the same, 10 "
+    )
 
 
 def test_numbers_in_sentences():
     """Those of the published policies and of the multi-goal task."""
-    updates = re.search(r"in ten other episodes when it was published, after\s+([\d,]+) updates", README)[1]
-    ant = DATA[(DATA.run == "ant-v2-T5-eta0.01-1") & (DATA["update"] == int(updates.replace(",", "")))].iloc[0]
-    said = (
-        f"that policy had {ant['return']:.0f} +- {ant['std']:.0f} in ten other episodes when it was published, after "
-    )
+    updates = re.search(
+        r"in ten other episodes when it was published, after\s+([\d,]+) updates", README
+    )[1]
+    ant = DATA[
+        (DATA.run == "ant-v2-T5-eta0.01-1") & (DATA["update"] == int(updates.replace(",", "")))
+    ].iloc[0]
+    said = f"that policy had {ant['return']:.0f} +- {ant['std']:.0f} in ten other episodes when it was published, after "
     assert said + f"{ant['update']:,.0f} updates" in " ".join(README.split())
     names = "v2-T5-eta2-w1", "dacer-T20"
     v2, plain = (LAST.coverage[LAST.index.str.match(rf"goals4-{name}-\d$")] for name in names)
     assert (len(v2), len(plain)) == (5, 5)
     means = f"{v2.mean():.2f} on average and {v2.min():.2f} at worst"
-    assert f"cover {means}; of DACER (T = 20, 10,000) {plain.mean():.2f} and {plain.min():.2f}" in " ".join(
-        README.split()
+    assert (
+        f"cover {means}; of DACER (T = 20, 10,000) {plain.mean():.2f} and {plain.min():.2f}"
+        in " ".join(README.split())
     )
     told = " ".join(PAGES["multigoal.md"].split())
     assert f"covers {means}, DACER {plain.mean():.2f} and {plain.min():.2f}" in told
@@ -184,8 +232,12 @@ def test_published_policies(name):
     returns, scores = algo.evaluate(agent.policy, agent.args, 1)
     likely = max(2 * told["std"], 0.2 * abs(told["return"]))  # an ant may fall once in ten episodes
     assert abs(returns.mean() - told["return"]) <= likely
-    if f"--evaluate runs/{name} " in README:  # another machine rounds in another way, which Hopper's falls magnify
-        mean, std = map(float, re.search(r"a published policy: ([\d.]+) \+- ([\d.]+)", README).groups())
+    if (
+        f"--evaluate runs/{name} " in README
+    ):  # another machine rounds in another way, which Hopper's falls magnify
+        mean, std = map(
+            float, re.search(r"a published policy: ([\d.]+) \+- ([\d.]+)", README).groups()
+        )
         assert (abs(returns.mean() - mean) <= likely) and 0 < std < likely
     if "goals" in name:
         assert scores["coverage"] == pytest.approx(told.coverage, abs=0.1)
@@ -213,7 +265,9 @@ def test_onnx(work):
     for obs in observations:
         noise = deepcopy(names["rng"]).standard_normal((6, 1, 3), np.float32)
         with torch.no_grad():
-            wanted = policy(torch.as_tensor(obs[None], dtype=torch.float32), torch.as_tensor(noise))[0]
+            wanted = policy(
+                torch.as_tensor(obs[None], dtype=torch.float32), torch.as_tensor(noise)
+            )[0]
         assert np.abs(names["act"](obs) - wanted.numpy()).max() <= 1e-5
 
 

@@ -19,7 +19,10 @@ def sklearn_entropy(actions: torch.Tensor, seed: int = 42) -> np.ndarray:
     for samples in actions.double().numpy():
         with threadpool_limits(1):  # its threads wait for each other longer than they compute
             mixture = GaussianMixture(3, random_state=seed).fit(samples)
-        h = [0.5 * np.linalg.slogdet(2 * np.pi * np.e * covariance)[1] for covariance in mixture.covariances_]
+        h = [
+            0.5 * np.linalg.slogdet(2 * np.pi * np.e * covariance)[1]
+            for covariance in mixture.covariances_
+        ]
         entropies.append(np.sum(mixture.weights_ * (h - np.log(mixture.weights_))))
     return np.array(entropies)
 
@@ -70,7 +73,9 @@ def test_modes_far_apart(dim):
     """
     torch.manual_seed(2)
     exact = math.log(3) + 0.5 * dim * math.log(2 * math.pi * math.e * 0.05**2)
-    actions = torch.cat([modes(3, dim, states=64, std=0.05) for _ in range(10)], 1)  # (64, 2000, dim): little bias
+    actions = torch.cat(
+        [modes(3, dim, states=64, std=0.05) for _ in range(10)], 1
+    )  # (64, 2000, dim): little bias
     assert abs(dacer.mixture_entropy(actions).mean().item() - exact) < AGREEMENT
 
 
@@ -81,7 +86,9 @@ def test_modes_far_apart(dim):
         pytest.param(lambda dim: torch.full((8, 200, dim), 0.3), id="all-equal"),
         pytest.param(lambda dim: torch.ones(8, 200, dim), id="all-at-the-bound"),
         pytest.param(lambda dim: torch.randn(8, 200, dim).sign(), id="in-the-corners"),
-        pytest.param(lambda dim: (5 * torch.randn(8, 200, dim)).clamp(-1, 1), id="pressed-against-the-bounds"),
+        pytest.param(
+            lambda dim: (5 * torch.randn(8, 200, dim)).clamp(-1, 1), id="pressed-against-the-bounds"
+        ),
         pytest.param(lambda dim: torch.randn(8, 200, 1).expand(8, 200, dim), id="on-a-line"),
         pytest.param(lambda dim: torch.randn(8, 3, dim), id="three-samples"),
         pytest.param(lambda dim: 1e-9 * torch.randn(8, 200, dim), id="almost-equal"),

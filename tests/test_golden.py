@@ -15,7 +15,10 @@ from torch import nn
 import dacer
 import dacer_v2
 
-FOLDERS = [Path(__file__).parent / "golden", *map(Path, filter(None, [os.environ.get("DACER_GOLDEN")]))]
+FOLDERS = [
+    Path(__file__).parent / "golden",
+    *map(Path, filter(None, [os.environ.get("DACER_GOLDEN")])),
+]
 RECORDINGS = sorted({path.resolve() for folder in FOLDERS for path in folder.glob("*.npz")})
 TOLERANCE = 1e-5
 
@@ -25,7 +28,11 @@ for folder in FOLDERS:
 
 EAGER = [(script, False) for script in (dacer, dacer_v2)]
 # Compiling takes minutes at T = 20, and the two scripts share what is compiled
-CASES = [(path, *case) for path in RECORDINGS for case in EAGER + [(dacer_v2, True)] * ("T5" in path.stem)]
+CASES = [
+    (path, *case)
+    for path in RECORDINGS
+    for case in EAGER + [(dacer_v2, True)] * ("T5" in path.stem)
+]
 
 
 def name(path, script, compiled):
@@ -33,7 +40,9 @@ def name(path, script, compiled):
 
 
 def cases(chosen):
-    return pytest.mark.parametrize("case", [pytest.param(case, id=name(*case)) for case in chosen], indirect=True)
+    return pytest.mark.parametrize(
+        "case", [pytest.param(case, id=name(*case)) for case in chosen], indirect=True
+    )
 
 
 @pytest.fixture
@@ -66,7 +75,13 @@ def linears(net: nn.Module) -> dict[str, nn.Linear]:
 
 def networks(agent) -> dict[str, nn.Module]:
     critic, target = agent.critic, agent.target_critic
-    return {"policy": agent.policy, "q1": critic.q1, "q2": critic.q2, "target_q1": target.q1, "target_q2": target.q2}
+    return {
+        "policy": agent.policy,
+        "q1": critic.q1,
+        "q2": critic.q2,
+        "target_q1": target.q1,
+        "target_q2": target.q2,
+    }
 
 
 @pytest.fixture
@@ -98,7 +113,9 @@ def policy_noise(golden, prefix):
     """The draws of one action in the layout of `DiffusionPolicy.draw_noise`; the last step's noise is not used."""
     steps = golden[prefix + "step_noise"][-2::-1]  # recorded from t = T on
     return torch.from_numpy(
-        np.concatenate([golden[prefix + "explore_noise"][None], steps, golden[prefix + "x_T"][None]])
+        np.concatenate(
+            [golden[prefix + "explore_noise"][None], steps, golden[prefix + "x_T"][None]]
+        )
     )
 
 
@@ -111,7 +128,7 @@ def test_networks(case, agent):
     assert policy.abar[0] == 1
     close(policy.time_embedding, golden["time_embedding"])
     obs, action = torch.from_numpy(golden["forward/obs"]), torch.from_numpy(golden["forward/act"])
-    s, times = policy.context(obs)
+    s, times = policy.fixed_parts(obs)
     for t, eps in enumerate(golden["forward/eps"], start=1):
         close(policy.eps_theta(s, action, times[t - 1]), eps)
     mean, std = agent.critic(obs, action)
@@ -139,7 +156,9 @@ def test_updates(case, agent):
     compared = 0
     for i in range(num_updates):
         update = {
-            key.removeprefix(f"update{i}/"): value for key, value in golden.items() if key.startswith(f"update{i}/")
+            key.removeprefix(f"update{i}/"): value
+            for key, value in golden.items()
+            if key.startswith(f"update{i}/")
         }
         names = ("obs", "action", "reward", "next_obs", "done")
         batch = script.Batch(*(torch.from_numpy(update[name].astype(np.float32)) for name in names))
@@ -155,9 +174,9 @@ def test_updates(case, agent):
         if "actor_loss" in stats:
             close(stats["actor_loss"], update["info/policy_loss"])
         for j in (0, 1):
-            close(stats["qf{}_loss"][j], update[f"info/q{j + 1}_loss"])
-            close(stats["qf{}_values"][j], update[f"info/q{j + 1}_mean"])
-            close(stats["qf{}_std"][j], update[f"info/q{j + 1}_std"])
+            close(stats[f"qf{j + 1}_loss"], update[f"info/q{j + 1}_loss"])
+            close(stats[f"qf{j + 1}_values"], update[f"info/q{j + 1}_mean"])
+            close(stats[f"qf{j + 1}_std"], update[f"info/q{j + 1}_std"])
             close(agent.omega[j], update[f"info/mean_q{j + 1}_std"])
         if "after/log_alpha" in update:
             compared += 1

@@ -21,7 +21,13 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import multigoal
 import report
 
-ARGS = {"env_id": "Hopper-v4", "env_kwargs": "{}", "seed": 1, "num_envs": 20, "learning_starts": 30_000}
+ARGS = {
+    "env_id": "Hopper-v4",
+    "env_kwargs": "{}",
+    "seed": 1,
+    "num_envs": 20,
+    "learning_starts": 30_000,
+}
 ARGS |= {"diffusion_steps": 20, "total_timesteps": 230_000}
 V2 = {"diffusion_steps": 5, "q_grad_weight": 0.01, "time_weight_c": 0.4, "time_weight_d": -1.8}
 PAGES = "README.md", "docs/multigoal.md"
@@ -55,7 +61,9 @@ def numbers(cell):
 def copy(tmp_path_factory):
     """A copy of the repository in which the report was made anew."""
     root = tmp_path_factory.mktemp("copy")
-    shutil.copytree(ROOT / "benchmarks", root / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "benchmarks", root / "benchmarks", ignore=shutil.ignore_patterns("__pycache__")
+    )
     shutil.copytree(ROOT / "docs", root / "docs")
     shutil.copy(ROOT / "README.md", root)
     for name in ("dacer.py", "dacer_v2.py", "multigoal_env.py", "runs"):
@@ -93,14 +101,26 @@ def test_every_number_recomputes(copy):
     data["late"] = data["return"].where(data.step > 0.9 * data.total_timesteps)
     runs = data.groupby("run").agg("last").assign(best=data.groupby("run").late.max())
     runs["task"] += (runs.num_envs == 1).map({True: ", 1 environment", False: ""})
-    plain = runs[(runs.algorithm != "DACERv2") | ((runs.eta == 0.01) & (runs["T"] == 5) & (runs.c == 0.4))]
+    plain = runs[
+        (runs.algorithm != "DACERv2") | ((runs.eta == 0.01) & (runs["T"] == 5) & (runs.c == 0.4))
+    ]
     glance = rows_of((copy / "README.md").read_text().split("<!-- report: ")[1])
     for row in glance:
-        group = plain[(plain.task + plain.algorithm == row["task"] + row["algorithm"]) & (plain["T"] == int(row["T"]))]
-        assert (len(group), f"{group['update'].iloc[0]:,}") == (int(row["seeds"]), row["updates"].split(" (")[0])
+        group = plain[
+            (plain.task + plain.algorithm == row["task"] + row["algorithm"])
+            & (plain["T"] == int(row["T"]))
+        ]
+        assert (len(group), f"{group['update'].iloc[0]:,}") == (
+            int(row["seeds"]),
+            row["updates"].split(" (")[0],
+        )
         for column, values in ((BEST, group.best), ("last evaluation", group["return"])):
-            several = len(group) > 1 == group["update"].nunique()  # of runs of different lengths each is shown
-            wanted = [values.mean(), values.min(), values.max()] if several else values.dropna().tolist()
+            several = (
+                len(group) > 1 == group["update"].nunique()
+            )  # of runs of different lengths each is shown
+            wanted = (
+                [values.mean(), values.min(), values.max()] if several else values.dropna().tolist()
+            )
             assert numbers(row[column]) == pytest.approx(wanted, abs=0.51)
     for row in rows_of((copy / "docs/multigoal.md").read_text().split("<!-- report: ")[1]):
         group = runs[(runs.kwargs == f"num_goals={row['goals']}") & (runs["T"] == int(row["T"]))]
@@ -113,37 +133,64 @@ def test_every_number_recomputes(copy):
         assert float(row["return"]) == pytest.approx(group["return"].mean(), abs=0.51)
     data = pd.read_csv(ROOT / "benchmarks/results/speed.csv")
     parts = (copy / "docs/speed.md").read_text().split("report: gpu")
-    parts.append(report.speed(data.sample(frac=1, random_state=0).query("task != 'Ant'")))  # in any order
+    parts.append(
+        report.speed(data.sample(frac=1, random_state=0).query("task != 'Ant'"))
+    )  # in any order
     for part, where in zip(parts, (False, True, False), strict=True):
-        times = data[data.machine.str.contains("NVIDIA") == where].set_index(["script", "T", "what", "task"]).ms
+        times = (
+            data[data.machine.str.contains("NVIDIA") == where]
+            .set_index(["script", "T", "what", "task"])
+            .ms
+        )
         for row in rows_of(part):
-            told = {what: row[what] for what in row.keys() & set(times.index.unique("what")) if row[what] != "-"}
+            told = {
+                what: row[what]
+                for what in row.keys() & set(times.index.unique("what"))
+                if row[what] != "-"
+            }
             assert len(told) > 1
             for what, cell in told.items():
                 assert float(cell) == pytest.approx(
                     times[row["script"], int(row["T"]), what, row.get("task", "Ant")], rel=0.006
                 )
     times = times.reorder_levels(["task", "script", "T", "what"])
-    for row in rows_of((copy / "docs/speed.md").read_text().split("report: cost")[1]):  # hours of 1.5 million updates
-        wanted = [times[row["task"], *key, report.TRAINING] / 2.4 for key in (("dacer", 20), ("dacer_v2", 5))]
+    for row in rows_of(
+        (copy / "docs/speed.md").read_text().split("report: cost")[1]
+    ):  # hours of 1.5 million updates
+        wanted = [
+            times[row["task"], *key, report.TRAINING] / 2.4
+            for key in (("dacer", 20), ("dacer_v2", 5))
+        ]
         hours = row["DACER, T = 20"], row["DACERv2, T = 5"]
         assert [float(cell) for cell in hours] == pytest.approx(wanted, abs=0.51)
         if row["task"] == "Ant":
-            assert "two CPU cores 14 hours on Ant with DACER and 8 with" in (copy / "README.md").read_text()
+            assert (
+                "two CPU cores 14 hours on Ant with DACER and 8 with"
+                in (copy / "README.md").read_text()
+            )
             assert hours == ("14", "8")
 
 
 def test_the_table_of_algorithms_recomputes(copy):
-    data = pd.concat([pd.read_csv(ROOT / f"benchmarks/results/{name}.csv") for name in ("evaluations", "multigoal")])
+    data = pd.concat(
+        [
+            pd.read_csv(ROOT / f"benchmarks/results/{name}.csv")
+            for name in ("evaluations", "multigoal")
+        ]
+    )
     runs = data.sort_values("step").groupby("run").agg("last")
-    short, rows = (rows_of((copy / page).read_text().split("<!-- multigoal -->")[1]) for page in PAGES)
+    short, rows = (
+        rows_of((copy / page).read_text().split("<!-- multigoal -->")[1]) for page in PAGES
+    )
     assert all(row in rows for row in short)
     assert {row["algorithm"] for row in rows} > {"SAC", "TD3", "DDPG", "PPO", "TRPO"}
     for row, goals in itertools.product(rows, (4, 5, 6)):
         name, *settings = row["algorithm"].split(", ")
         settings = dict(setting.split(" = ") for setting in settings)
         group = runs[(runs.algorithm == name) & (runs.kwargs == f"num_goals={goals}")]
-        length = {"20,000": 430_000, "35,000": 1_030_000, "50,000": 1_030_000}.get(row["updates"], 230_000)
+        length = {"20,000": 430_000, "35,000": 1_030_000, "50,000": 1_030_000}.get(
+            row["updates"], 230_000
+        )
         group = group[group.total_timesteps == length]
         for key, value in settings.items():
             group = group[group.c == 0 if key == "w" else group[key] == float(value)]
@@ -154,13 +201,22 @@ def test_the_table_of_algorithms_recomputes(copy):
             continue
         wanted = [group.coverage.mean(), len(group), group.coverage.min()][: 2 + (len(group) > 1)]
         *found, score = numbers(row[f"{goals} goals"])[: len(wanted) + 1]
-        assert (found, score) == (pytest.approx(wanted, abs=0.0051), pytest.approx(group["return"].mean(), abs=0.51))
+        assert (found, score) == (
+            pytest.approx(wanted, abs=0.0051),
+            pytest.approx(group["return"].mean(), abs=0.51),
+        )
 
 
 def test_runs_are_collected(tmp_path, monkeypatch, capsys):
     for name in ("CSV", "KEPT"):
         monkeypatch.setattr(multigoal, name, Path(shutil.copy(getattr(multigoal, name), tmp_path)))
-    goals = {"env_id": "multigoal_env:MultiGoal-v0", "env_kwargs": "{}", "label": "SAC", "seed": 9, "commit": "abc"}
+    goals = {
+        "env_id": "multigoal_env:MultiGoal-v0",
+        "env_kwargs": "{}",
+        "label": "SAC",
+        "seed": 9,
+        "commit": "abc",
+    }
     run = make_run(tmp_path / "runs/sac", [-100] * 10, coverage=0.5, **goals)
     np.savez(run / "rollouts", np.zeros((3, 200, 2)))
     before = multigoal.read()
@@ -169,7 +225,9 @@ def test_runs_are_collected(tmp_path, monkeypatch, capsys):
     data = multigoal.read()
     new = data[~data.run.isin(before.run)]
     assert len(data) == len(before) + 10
-    assert set(zip(new.run, new.label, new.goals, new.seed, new.commit)) == {("sac", "SAC", "4", 9, "abc")}
+    assert set(zip(new.run, new.label, new.goals, new.seed, new.commit)) == {
+        ("sac", "SAC", "4", 9, "abc")
+    }
     assert dict(np.load(multigoal.KEPT))["sac"].shape == (3, 200, 2)
     with pytest.raises(SystemExit, match="2"):
         multigoal.collect((make_run(tmp_path / "runs/hopper", [1, 2], commit="abc"),))
@@ -178,22 +236,44 @@ def test_runs_are_collected(tmp_path, monkeypatch, capsys):
 
 
 def test_first_angle():
-    steps = np.array([(1, 0), (0, -0.5), (0.3, 0.3), (-0.2, 0.2)])  # 0, 0, 45, 45 degrees from a goal of 4
+    steps = np.array(
+        [(1, 0), (0, -0.5), (0.3, 0.3), (-0.2, 0.2)]
+    )  # 0, 0, 45, 45 degrees from a goal of 4
     path = np.stack([np.zeros((4, 2)), steps, 3 * steps[::-1]])
-    angles = [multigoal.first_angle(path, multigoal.multigoal_env.MultiGoalEnv(n).goals) for n in (4, 8)]
+    angles = [
+        multigoal.first_angle(path, multigoal.multigoal_env.MultiGoalEnv(n).goals) for n in (4, 8)
+    ]
     assert angles == pytest.approx([22.5, 0], abs=1e-3)
 
 
 def test_statistics(tmp_path, tables):
-    for seed in (1, 2):  # two normal samples of two: 1 +- 4.303 sqrt(2/2 + 2/2), t(2) = 0.707 has p = 0.55
+    for seed in (
+        1,
+        2,
+    ):  # two normal samples of two: 1 +- 4.303 sqrt(2/2 + 2/2), t(2) = 0.707 has p = 0.55
         make_run(tmp_path / f"runs/a{seed}", [99, 0] * 4 + [2 * seed, 0], seed=seed, **V2)
-        make_run(tmp_path / f"runs/b{seed}", [99, 0] * 4 + [2 * seed - 1, 0], seed=seed, diffusion_steps=5)
+        make_run(
+            tmp_path / f"runs/b{seed}",
+            [99, 0] * 4 + [2 * seed - 1, 0],
+            seed=seed,
+            diffusion_steps=5,
+        )
     (row,) = [row for row in tables()["differences"] if "yours" in row["algorithm"]]
     assert row[BEST] == "+1.00 (-5.08 to 7.08)"
-    assert report.interval([pd.Series([1.0, 2.0, 3.0])], np.mean, ".2f") == "1.00 to 3.00"  # 1 in 27 means is 1, or 3
-    assert [report.digits(pd.Series(values)) for values in ([0.5], [12.3, np.nan], [-4000.0])] == [2, 1, 0]
-    runs = pd.DataFrame({"task": ["Hopper-v4"] * 2 + ["Swimmer-v4"] * 2, "name": "A", "seed": [1, 2] * 2})
-    (row,) = rows_of(report.iqm(runs.assign(best=[410.4, 820.8, 45.6, 60.8])))  # shares 0.1, 0.2, 0.3 and 0.4
+    assert (
+        report.interval([pd.Series([1.0, 2.0, 3.0])], np.mean, ".2f") == "1.00 to 3.00"
+    )  # 1 in 27 means is 1, or 3
+    assert [report.digits(pd.Series(values)) for values in ([0.5], [12.3, np.nan], [-4000.0])] == [
+        2,
+        1,
+        0,
+    ]
+    runs = pd.DataFrame(
+        {"task": ["Hopper-v4"] * 2 + ["Swimmer-v4"] * 2, "name": "A", "seed": [1, 2] * 2}
+    )
+    (row,) = rows_of(
+        report.iqm(runs.assign(best=[410.4, 820.8, 45.6, 60.8]))
+    )  # shares 0.1, 0.2, 0.3 and 0.4
     assert row["interquartile mean"] == "0.250"
 
 
@@ -204,7 +284,10 @@ def test_runs_that_did_not_end_well_are_marked(tmp_path, tables):
     again = make_run(tmp_path / "runs/again", [5] * 6, seed=2)
     make_run(again, [7] * 6, first=5, seed=2)  # went on from an earlier point: the newest counts
     (row,) = [row for row in tables()["returns"] if "yours" in row["algorithm, T"]]
-    assert row["updates"] == "10,000 (1 NaN; 1 complete; 1 not evaluated; 1 stopped at 30%; seed 1 repeated)"
+    assert (
+        row["updates"]
+        == "10,000 (1 NaN; 1 complete; 1 not evaluated; 1 stopped at 30%; seed 1 repeated)"
+    )
     assert row["each seed"] == "nan, nan, nan, 7.00"
     assert report.read_run(again)["return"].tolist() == [5] * 4 + [7] * 6
 
@@ -212,29 +295,57 @@ def test_runs_that_did_not_end_well_are_marked(tmp_path, tables):
 def test_a_run_under_way(tmp_path, tables):
     make_run(tmp_path / "runs/begun", [5, 6])
     (row,) = [row for row in tables()["returns"] if "yours" in row["algorithm, T"]]
-    assert (row["updates"], row[BEST], row["last evaluation"]) == ("2,000 (1 stopped at 30%)", "-", "6.00")
+    assert (row["updates"], row[BEST], row["last evaluation"]) == (
+        "2,000 (1 stopped at 30%)",
+        "-",
+        "6.00",
+    )
 
 
 def test_runs_with_nothing_beside_them(tmp_path, tables):
-    make_run(tmp_path / "runs/goals", [1, 2], coverage=0.5, env_id="a:MultiGoal-v0", env_kwargs='{"num_goals": 8}')
+    make_run(
+        tmp_path / "runs/goals",
+        [1, 2],
+        coverage=0.5,
+        env_id="a:MultiGoal-v0",
+        env_kwargs='{"num_goals": 8}',
+    )
     assert [row["goals"] for row in tables()["coverage"]] == ["8"]  # without a picture
-    make_run(tmp_path / "runs/three-steps", [1, 2], env_id="Pendulum-v1", **V2 | {"diffusion_steps": 3})
-    assert [row["algorithm, T"] for row in tables()["ablations"]] == ["DACERv2, T = 3, c = 0.4, d = -1.8 (yours)"]
+    make_run(
+        tmp_path / "runs/three-steps", [1, 2], env_id="Pendulum-v1", **V2 | {"diffusion_steps": 3}
+    )
+    assert [row["algorithm, T"] for row in tables()["ablations"]] == [
+        "DACERv2, T = 3, c = 0.4, d = -1.8 (yours)"
+    ]
     make_run(tmp_path / "runs/begun", [], env_id="Acrobot-v1")  # nothing to draw
-    assert [row["updates"] for row in tables()["returns"] if row["task"] == "Acrobot-v1"] == ["0 (1 not evaluated)"]
+    assert [row["updates"] for row in tables()["returns"] if row["task"] == "Acrobot-v1"] == [
+        "0 (1 not evaluated)"
+    ]
 
 
 def test_named_runs_stand_beside_the_published_ones(tmp_path, tables):
-    before = {path: path.read_bytes() for path in [*(ROOT / "docs").rglob("*.*"), ROOT / "README.md"]}
+    before = {
+        path: path.read_bytes() for path in [*(ROOT / "docs").rglob("*.*"), ROOT / "README.md"]
+    }
     published = rows_of((ROOT / "docs/multigoal.md").read_text().split("report: ")[1])
     goals = {"env_id": "multigoal_env:MultiGoal-v0", "env_kwargs": '{"num_goals": 6}'}
     for seed in (1, 2, 3):
         make_run(
-            tmp_path / f"runs/{seed}", [-100] * 10, coverage=0.5, seed=seed, batch_size=256 * (1 + seed // 3), **goals
+            tmp_path / f"runs/{seed}",
+            [-100] * 10,
+            coverage=0.5,
+            seed=seed,
+            batch_size=256 * (1 + seed // 3),
+            **goals,
         )
     made = tables()["coverage"]
-    assert [row for row in made if "yours" not in row["algorithm"]] == [row for row in published if row["goals"] == "6"]
-    assert [row["seed"] for row in made if "yours" in row["algorithm"]] == ["1, 2", "3"]  # two batch sizes
+    assert [row for row in made if "yours" not in row["algorithm"]] == [
+        row for row in published if row["goals"] == "6"
+    ]
+    assert [row["seed"] for row in made if "yours" in row["algorithm"]] == [
+        "1, 2",
+        "3",
+    ]  # two batch sizes
     assert before == {path: path.read_bytes() for path in before}
 
 

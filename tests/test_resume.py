@@ -27,14 +27,24 @@ def ordered_event_files():
 
 
 def two_threads(*words):
-    environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}  # or a busy machine is slow
+    environment = {
+        **ENVIRONMENT,
+        "OMP_NUM_THREADS": "2",
+        "OMP_WAIT_POLICY": "passive",
+    }  # or a busy machine is slow
     return subprocess.run(
-        [sys.executable, *words], check=False, env=environment, capture_output=True, text=True, timeout=400
+        [sys.executable, *words],
+        check=False,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
     )
 
 
 @pytest.mark.parametrize(
-    "name, compile", [("dacer", "--no-compile"), ("dacer_v2", "--no-compile"), ("dacer_v2", "--compile")]
+    "name, compile",
+    [("dacer", "--no-compile"), ("dacer_v2", "--no-compile"), ("dacer_v2", "--compile")],
 )
 def test_exact_with_two_threads(name, compile):
     """The same command twice, and interrupted twice and resumed: the same bits."""
@@ -42,7 +52,9 @@ def test_exact_with_two_threads(name, compile):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("script, how", [("dacer.py", "kill"), ("dacer_v2.py", "saving"), ("dacer_v2.py", "term")])
+@pytest.mark.parametrize(
+    "script, how", [("dacer.py", "kill"), ("dacer_v2.py", "saving"), ("dacer_v2.py", "term")]
+)
 def test_kills(script, how):
     """The short form of what kill_and_resume.py does at length: processes that are really killed."""
     tiny = {
@@ -115,9 +127,13 @@ def test_interrupted_at_any_moment(algo, tiny_args, monkeypatch, stops, changes)
 
 @pytest.mark.parametrize("env_id", ["toy_envs:Reach-v0", "toy_envs:Counter-v0", "Hopper-v4"])
 def test_asynchronous_environments_give_the_same_bits(algo, tiny_args, env_id):
-    runs = [outcome(train(algo, tiny_args(env_id=env_id, async_envs=a), f"async {a}")) for a in (False, True)]
+    runs = [
+        outcome(train(algo, tiny_args(env_id=env_id, async_envs=a), f"async {a}"))
+        for a in (False, True)
+    ]
     for run in runs:
-        del run["checkpoint.pt"]["args"], run["best.pt"]["args"]
+        for name in ("checkpoint.pt", "last.pt", "best.pt"):
+            del run[name]["args"]
     assert differences(*runs) == []
 
 
@@ -136,7 +152,17 @@ def test_a_longer_run(algo, tiny_args, monkeypatch):
     assert all(after["curves"][tag][: len(points)] == points for tag, points in before.items())
 
 
-@pytest.mark.parametrize("change", ["--eval-episodes 1", "--async-envs", "--no-compile"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "--eval-episodes 1",
+        "--async-envs",
+        "--no-compile",
+        "--checkpoint-interval 7",
+        "--buffer-size 70",
+        "--seed 3",
+    ],
+)
 @pytest.mark.parametrize("algo", [dacer_v2], indirect=True)
 def test_what_may_change(algo, tiny_args, change):
     """A run whose evaluation, simulation or compiler fails can go on without it."""
@@ -145,15 +171,14 @@ def test_what_may_change(algo, tiny_args, change):
     checkpoint["args"]["compile"] = "compile" in change  # as if it had been
     torch.save(checkpoint, run_dir / "checkpoint.pt")
     ended = command(algo, "--resume", run_dir, *change.split(), "--total-timesteps", 160)
-    assert algo.load_checkpoint(run_dir)["step"] == 80
-    assert (ended.code, "not the bits" in ended.out) == (0, "compile" in change), ended.err
+    assert ended.code == 0, ended.err
+    assert algo.load_checkpoint(run_dir / "checkpoint.pt")["step"] == 80
 
 
 CHANGES = [
     "--num-envs 3",
     "--learning-rate 0.1",
     "--env-id toy_envs:Counter-v0",
-    "--checkpoint-interval 7",
     "--gamma 0.5",
 ]
 
@@ -172,14 +197,14 @@ def test_arguments_that_would_change_the_run(algo, tiny_args, change):
 
 
 def failed(ended: Ended, run_dir: Path, algo, *words: str, code: int = 1) -> None:
-    """One line, the last on stderr, and a run that can be resumed, with no process left."""
+    """A traceback (but for Ctrl-C), the way on in its last line, and a run that can be resumed."""
     assert ended.code == code, ended.err
-    assert ended.last_line.startswith(f"{Path(algo.__file__).name}: error: "), ended.err
-    assert "Traceback" not in ended.err
-    for word in (*words, "the last checkpoint stays, --resume"):
-        assert word in ended.last_line
-    assert (run_dir / "error.txt").read_text("utf-8").startswith("Traceback")
-    assert not (run_dir / "checkpoint.tmp").exists()
+    assert ("Traceback" in ended.err) == (code == 1)
+    assert f"--resume {run_dir}" in ended.last_line
+    for word in words:
+        assert word in ended.err
+    checkpoint = algo.load_checkpoint(run_dir / "checkpoint.pt")
+    assert all(value.isfinite().all() for value in checkpoint["agent"].values())
     assert all(value.isfinite().all() for value in algo.load_agent(run_dir).state_dict().values())
 
 
@@ -191,8 +216,8 @@ def script(request, tmp_path, monkeypatch):
 
 HOWS = {
     "raise": "the simulator diverged",
-    "nan reward": "rewards[",
-    "huge reward": "rewards[",
+    "nan reward": "reward[",
+    "huge reward": "reward[",
     "nan observation": "obs[",
     "nan reset": "obs[",
     "longer observation": "Error",
@@ -203,7 +228,9 @@ HOWS = {
 @pytest.mark.parametrize("how", HOWS)
 def test_an_environment_that_fails(script, how, async_envs):
     kwargs = json.dumps({"how": how})
-    ended = command(script, "--env-id", "toy_envs:Failing-v0", "--env-kwargs", kwargs, async_envs, *TINY)
+    ended = command(
+        script, "--env-id", "toy_envs:Failing-v0", "--env-kwargs", kwargs, async_envs, *TINY
+    )
     failed(ended, the_run(), script, HOWS[how])
     for worker in multiprocessing.active_children():
         worker.join(20)  # killed, it may take a moment
@@ -219,7 +246,16 @@ def test_a_worker_that_fails(script, tmp_path, how):
     )
     start = type("script", (), {"__file__": str(tmp_path / "start.py")})
     kwargs = json.dumps({"how": how})
-    words = ["--env-id", "toy_envs:Failing-v0", "--env-kwargs", kwargs, "--async-envs", *TINY, "--exp-name", how]
+    words = [
+        "--env-id",
+        "toy_envs:Failing-v0",
+        "--env-kwargs",
+        kwargs,
+        "--async-envs",
+        *TINY,
+        "--exp-name",
+        how,
+    ]
     process = subprocess.Popen(
         [sys.executable, start.__file__, *words],
         env=ENVIRONMENT,
@@ -229,7 +265,9 @@ def test_a_worker_that_fails(script, tmp_path, how):
         start_new_session=True,
     )
     try:
-        _, err = process.communicate(timeout=40)  # ends when nobody holds stderr any more, the workers included
+        _, err = process.communicate(
+            timeout=40
+        )  # ends when nobody holds stderr any more, the workers included
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise
@@ -238,8 +276,18 @@ def test_a_worker_that_fails(script, tmp_path, how):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals(script, number):
-    words = [sys.executable, script.__file__, "--env-id", "toy_envs:Reach-v0", *TINY, "--total-timesteps", "10000000"]
-    process = subprocess.Popen(words, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    words = [
+        sys.executable,
+        script.__file__,
+        "--env-id",
+        "toy_envs:Reach-v0",
+        *TINY,
+        "--total-timesteps",
+        "10000000",
+    ]
+    process = subprocess.Popen(
+        words, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
     while process.poll() is None and not list(Path().glob("runs/*/checkpoint.pt")):
         time.sleep(0.05)
     time.sleep(0.5)
@@ -268,7 +316,9 @@ def test_a_full_disk(script):
 
 
 def test_weights_and_losses_that_diverge(script, monkeypatch):
-    ended = command(script, "--env-id", "toy_envs:Reach-v0", *TINY, "--learning-rate", 1e14, "--alpha-lr", 1e14)
+    ended = command(
+        script, "--env-id", "toy_envs:Reach-v0", *TINY, "--learning-rate", 1e14, "--alpha-lr", 1e14
+    )
     failed(ended, the_run(), script, "NaN or infinity in ")
 
 

@@ -14,8 +14,22 @@ import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
 FAKE = ["--commands", "tests/test_sweep.py", "--processes", "2", "--threads", "1"]
-TINY = ["--total-timesteps=120", "--learning-starts=40", "--num-envs=2", "--batch-size=8", "--eval-episodes=1"]
-TINY += ["--diffusion-steps=2", "--entropy-samples=8", "--device=cpu", "--no-compile", "--hidden-sizes", "16", "16"]
+TINY = [
+    "--total-timesteps=120",
+    "--learning-starts=40",
+    "--num-envs=2",
+    "--batch-size=8",
+    "--eval-episodes=1",
+]
+TINY += [
+    "--diffusion-steps=2",
+    "--entropy-samples=8",
+    "--device=cpu",
+    "--no-compile",
+    "--hidden-sizes",
+    "16",
+    "16",
+]
 
 
 @dataclass
@@ -31,7 +45,9 @@ def train(args):
     checkpoint = Path(args.resume or f"runs/{args.env_id}") / "checkpoint.pt"
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     first = int(checkpoint.read_text()) if args.resume else 0
-    print(f"from {first} in", os.environ.get("RAY_RAYLET_PID"), os.getppid(), os.getpid(), flush=True)
+    print(
+        f"from {first} in", os.environ.get("RAY_RAYLET_PID"), os.getppid(), os.getpid(), flush=True
+    )
     for step in range(first, 3):
         assert args.env_id != "Bad", "the simulator diverged"
         checkpoint.write_text(str(step + 1))
@@ -72,9 +88,17 @@ def test_failed_and_killed_jobs():
     grid = [*FAKE, "--env-ids", "Bad", "Good", "Killed"]
     printed = end(start(*grid), code=1)
     assert re.search(r"Bad\S+: FAILED \(1\): AssertionError: the simulator diverged", printed)
-    assert [re.findall("from .", log) for log in logs()] == [["from 0"], ["from 0"], ["from 0", "from 1"]]
+    assert [re.findall("from .", log) for log in logs()] == [
+        ["from 0"],
+        ["from 0"],
+        ["from 0", "from 1"],
+    ]
     end(start(*grid), code=1)
-    assert [len(re.findall("from .", log)) for log in logs()] == [2, 1, 2]  # only what is missing ran again
+    assert [len(re.findall("from .", log)) for log in logs()] == [
+        2,
+        1,
+        2,
+    ]  # only what is missing ran again
 
 
 def test_a_foreign_run_is_left_alone():
@@ -91,7 +115,9 @@ def test_a_foreign_run_is_left_alone():
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_sweep_goes_on(signum):
-    killed = signum == signal.SIGKILL  # then its jobs go on alone, and the next sweep waits for them
+    killed = (
+        signum == signal.SIGKILL
+    )  # then its jobs go on alone, and the next sweep waits for them
     sweep = start(*FAKE, "--env-ids", "Slow", "--seeds", "1", "2", "3")
     wait_for("did 1", jobs=2)
     os.killpg(sweep.pid, signum)
@@ -100,24 +126,34 @@ def test_a_stopped_sweep_goes_on(signum):
     sweep = start(*FAKE, "--env-ids", "Slow", "--seeds", "1", "2", "3")
     Path("go").touch()
     end(sweep)
-    assert [re.findall("from (.)", log) for log in logs()] == [["0", "3" if killed else "1"]] * 2 + [["0"]]
+    assert [re.findall("from (.)", log) for log in logs()] == [
+        ["0", "3" if killed else "1"]
+    ] * 2 + [["0"]]
 
 
 def test_bad_grid():
-    bad = {"ppo.py": "not a script that trains", f"{FAKE[1]} --tau 1": "--tau", f"{FAKE[1]} --seed 1": "a job twice"}
+    bad = {
+        "ppo.py": "not a script that trains",
+        f"{FAKE[1]} --tau 1": "--tau",
+        f"{FAKE[1]} --seed 1": "a job twice",
+    }
     for command, says in bad.items():
         printed = end(start("--commands", f"{FAKE[1]} --seed 1", command), code=2)
         assert says in printed and "Traceback" not in printed and not Path("runs").exists()
 
 
 def test_a_ray_cluster_loses_a_machine():
-    cluster = pytest.importorskip("ray.cluster_utils").Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    cluster = pytest.importorskip("ray.cluster_utils").Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0}
+    )
     node = cluster.add_node(num_cpus=1)
     sweep = start(*FAKE, "--env-ids", "Slow", "--ray", cluster.address)
     wait_for("did 1")
     cluster.add_node(num_cpus=1)
     cluster.remove_node(node, allow_graceful=False)
-    for pid in re.findall(r"\d+", logs()[0].splitlines()[0])[-2:]:  # worker and script, which would outlive it
+    for pid in re.findall(r"\d+", logs()[0].splitlines()[0])[
+        -2:
+    ]:  # worker and script, which would outlive it
         os.kill(int(pid), signal.SIGKILL)
     wait_for("from 1")
     Path("go").touch()

@@ -42,7 +42,9 @@ class Reach(gym.Env):
 
     def __init__(self):
         self.observation_space = gym.spaces.Box(-2.0, 2.0, (2,), np.float32)
-        self.action_space = gym.spaces.Box(np.array([-0.5, -0.25]), np.array([0.25, 0.5]), dtype=np.float64)
+        self.action_space = gym.spaces.Box(
+            np.array([-0.5, -0.25]), np.array([0.25, 0.5]), dtype=np.float64
+        )
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -65,7 +67,10 @@ class Odd(gym.Env):
             "matrix": box,
             "sequence": gym.spaces.Sequence(box),
         }.get(kind, box)
-        low, high = np.array([[-2.0, 0.0, 5.0]], np.float32), np.array([[2.0, 1.0, 9.0]], np.float32)
+        low, high = (
+            np.array([[-2.0, 0.0, 5.0]], np.float32),
+            np.array([[2.0, 1.0, 9.0]], np.float32),
+        )
         self.action_space = gym.spaces.Box(low, high, dtype=np.float32)
         if kind == "unbounded":
             self.action_space = gym.spaces.Box(-np.inf, 1.0, (2,), np.float32)
@@ -91,7 +96,9 @@ class Failing(Reach):
 
     def reset(self, **kwargs):
         obs, info = super().reset(**kwargs)
-        return obs * (np.float32("nan") if self.how == "nan reset" and self.steps >= self.at else 1), info
+        return obs * (
+            np.float32("nan") if self.how == "nan reset" and self.steps >= self.at else 1
+        ), info
 
     def step(self, action):
         self.steps += 1
@@ -106,12 +113,15 @@ class Failing(Reach):
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             while True:
                 time.sleep(1)
+        if self.how == "sys.exit":
+            raise SystemExit(0)
         if self.how == "raise":
             raise RuntimeError("the simulator diverged")
         reward = {"nan reward": np.nan, "huge reward": 1e39}.get(self.how, reward)
-        obs = {"nan observation": np.float32([0.0, np.nan]), "longer observation": np.zeros(3, np.float32)}.get(
-            self.how, obs
-        )
+        obs = {
+            "nan observation": np.float32([0.0, np.nan]),
+            "longer observation": np.zeros(3, np.float32),
+        }.get(self.how, obs)
         return obs, reward, terminated, truncated, info
 
 
