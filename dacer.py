@@ -11,11 +11,11 @@ x_T ~ N(0, I) and denoises it in the steps t = T..1:
     x_{t-1} = x0_hat beta_t sqrt(abar_{t-1}) / (1 - abar_t)
               + x_t (1 - abar_{t-1}) sqrt(1 - beta_t) / (1 - abar_t)
               + 1[t > 1] sqrt(beta_t (1 - abar_{t-1}) / (1 - abar_t)) N(0, I)
-    a       = clip(x_0 + alpha lambda N(0, I), -1, 1)       exploration noise: not in evaluations
+    a       = clip(x_0 + alpha lambda N(0, I), -1, 1)       (no such noise in evaluations)
 
 with beta_t = 1 - exp(-0.1 / T - 9.9 (2t - 1) / (2 T^2)) and abar_t = prod_{i <= t} (1 - beta_i).
-Unlike SAC's, alpha weighs no term of a loss: it scales the exploration noise. Every update takes
-a batch (s, a, r, s') and computes all gradients before any parameter moves:
+Unlike SAC's, alpha weighs no term of a loss: it scales the exploration noise, which a and a' have
+in the losses, too. An update computes all gradients before any parameter moves:
 
     critics:  the means m_i(s, a) and stds sigma_i(s, a), i = 1, 2, of the return by DSAC's loss,
               with y = reward_scale r + gamma (1 - terminated) min_i m_i'(s', a'), a' ~ policy(s')
@@ -23,7 +23,7 @@ a batch (s, a, r, s') and computes all gradients before any parameter moves:
     targets:  m_i' and sigma_i' are of Polyak averages of the critics           every 2nd update
     alpha:    log_alpha <- log_alpha - Adam(H - H_target), H_target = -0.9 d, every
               entropy_interval updates; a Gaussian mixture fitted to 200 actions of each state
-              estimates the policy's entropy H
+              estimates the policy's entropy H; d is the actions' dimension
 """
 
 # /// script
@@ -70,14 +70,14 @@ class Args:
     total_timesteps: int = 30_000_000  # environment steps, warm-up included
     num_envs: int = 20  # environments; one update per step of all of them
     async_envs: bool = False  # each environment in a process of its own
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"  # of networks and replay buffer
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"  # of networks and buffer
     compile: bool = True  # takes a minute or two, then up to twice as fast
     exp_name: str = SCRIPT.stem  # part of the folder's name
     diffusion_steps: int = 20  # T
-    noise_scale: float | None = None  # lambda; by task, as the next two
+    noise_scale: float | None = None  # lambda; None here and below: by task
     hidden_sizes: tuple[int, ...] | None = None  # of the hidden layers
     learning_starts: int | None = None  # environment steps with random actions
-    entropy_interval: int | None = None  # updates per step of alpha; None: 1/150 of all
+    entropy_interval: int | None = None  # updates per step of alpha; else 1/150 of all
     entropy_samples: int = 200  # actions per state for the entropy estimate
     learning_rate: float = 1e-4  # Adam's, of policy and critics
     alpha_lr: float = 0.03  # Adam's, of log_alpha
@@ -86,15 +86,15 @@ class Args:
     gamma: float = 0.99  # discount factor
     tau: float = 0.005  # Polyak step of targets and omega
     reward_scale: float = 0.2  # the critics learn from rewards times this
-    policy_frequency: int = 2  # updates between two of policy and targets
+    policy_frequency: int = 2  # updates of critics for one of policy and targets
     eval_interval: int = 15_000  # updates between evaluations; one more at the end
     eval_episodes: int = 10  # episodes per evaluation; 0: no evaluation
     checkpoint_interval: int = 5_000  # updates between saves, which reset all environments
     resume: str | None = None  # folder of a run to go on with
-    evaluate: str | None = None  # folder or best.pt of a run to replay
+    evaluate: str | None = None  # a run's folder (last.pt) or best.pt to evaluate
 
 
-# By task, without its version, as in the papers; the values of MultiGoal are this project's.
+# For arguments that are None, by task, as in the papers; MultiGoal's are this project's.
 DEFAULTS = {"noise_scale": 0.1, "hidden_sizes": (256, 256, 256), "learning_starts": 30_000}
 TASKS = {
     "Humanoid": {"noise_scale": 0.15, "hidden_sizes": (512, 512, 512), "learning_starts": 200_000},
@@ -107,7 +107,7 @@ TASKS = {
 
 
 class Mish(nn.Module):
-    """mish(x) = x tanh(softplus(x)) = x n / (n + 2), n = e^x (e^x + 2): far faster if compiled."""
+    """mish(x) = x tanh(softplus(x)) = x n / (n + 2), n = e^x (e^x + 2): faster, compiled."""
 
     def forward(self, x: Tensor) -> Tensor:
         e = x.clamp(max=20.0).exp()  # Beyond 20 the quotient is 1.
@@ -135,7 +135,7 @@ class DiffusionPolicy(nn.Module):
         time_dim = 16  # as in the official code
         self.T, self.dims = T, (obs_dim, act_dim, time_dim)
         self.time_mlp = mlp(time_dim, 2 * time_dim, time_dim)
-        self.eps_net = mlp(sum(self.dims), *hidden_sizes, act_dim)  # It takes [s, x_t, e_t].
+        self.eps_net = mlp(sum(self.dims), *hidden_sizes, act_dim)  # takes [s, x_t, e_t]
         self.beta, self.abar = [0.0], [1.0]  # the noise schedule, at the indices t = 0..T
         for t in range(1, T + 1):
             beta = 1 - math.exp(-0.1 / T - 9.9 * (2 * t - 1) / (2 * T**2))
@@ -147,8 +147,8 @@ class DiffusionPolicy(nn.Module):
         embedding = torch.cat([phase.sin(), phase.cos()], -1) / math.sqrt(time_dim)
         self.register_buffer("time_embedding", embedding)  # (T, 16)
 
-    # The first layer of eps_net takes [s, x_t, e_t], e_t = time_mlp(sinusoids of t): it computes
-    # W_s s + W_x x_t + W_t e_t + bias. What does not change in a chain is computed once.
+    # The first layer of eps_net computes W_s s + W_x x_t + W_t e_t + bias, e_t = time_mlp(sinusoids
+    # of t). What does not change in a chain is computed once.
 
     def fixed_parts(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """W_s s + bias of states (..., obs_dim), (..., H), and W_t e_t of t = 1..T, (T, H)."""
@@ -162,10 +162,9 @@ class DiffusionPolicy(nn.Module):
         first_layer = state_part + F.linear(x, W_x) + time_part  # (..., H)
         return self.eps_net[1:](first_layer)
 
-    def denoise(self, state_part: Tensor, time_parts: Tensor, noise: Tensor) -> list[Tensor]:
-        """The chain [x_0, x_1, ..., x_T], each (..., d), made from the noise of `draw_noise`."""
+    def denoise(self, state_part: Tensor, time_parts: Tensor, noise: Tensor) -> Tensor:
+        """The denoised x_0, (..., d), made from the noise of `draw_noise`."""
         x = noise[self.T]
-        chain = [x]
         for t in range(self.T, 0, -1):
             beta, abar, abar_before = self.beta[t], self.abar[t], self.abar[t - 1]
             eps = self.eps_theta(state_part, x, time_parts[t - 1])
@@ -175,12 +174,11 @@ class DiffusionPolicy(nn.Module):
             x = from_x0 * x0_hat + from_xt * x
             if t > 1:
                 x = x + math.sqrt(beta * (1 - abar_before) / (1 - abar)) * noise[t - 1]
-            chain.append(x)
-        return chain[::-1]
+        return x
 
     def forward(self, obs: Tensor, noise: Tensor, noise_std: float | Tensor = 0.0) -> Tensor:
         """Actions (..., d) in states (..., obs_dim). To explore, noise_std is alpha lambda."""
-        x_0 = self.denoise(*self.fixed_parts(obs), noise)[0]
+        x_0 = self.denoise(*self.fixed_parts(obs), noise)
         return (x_0 + noise_std * noise[0]).clamp(-1, 1)
 
     def draw_noise(self, *rows: int, rng: torch.Generator | None = None) -> Tensor:
@@ -209,10 +207,10 @@ def mixture_entropy(actions: Tensor, K: int = 3, rng: torch.Generator | None = N
     """DACER's estimate of S entropies (S,), in nats, from samples (S, n, d) of each distribution.
 
     H = sum_k w_k (0.5 log((2 pi e)^d |Sigma_k|) - log w_k) of Gaussian mixtures, which EM fits to
-    all S sets of samples at once. The start, the floor of the covariances (1e-6) and the stopping
-    rule (1e-3, 100 steps) are those of scikit-learn, which the official code takes.
+    all S sets of samples at once. The floor of the covariances (1e-6) and the stopping rule (1e-3,
+    100 steps) are those of scikit-learn, which the official code takes; the start is like its.
     """
-    x = actions.mT.double().contiguous()  # (S, d, n); thin covariances need double precision.
+    x = actions.mT.double().contiguous()  # (S, d, n); thin covariances need doubles.
     weight, mean, chol = m_step(x, k_means(actions, K, rng).double())
     likelihood = x.new_full((len(x),), -math.inf)
     active = torch.arange(len(x), device=x.device)  # the states whose likelihood still changes
@@ -231,7 +229,7 @@ def mixture_entropy(actions: Tensor, K: int = 3, rng: torch.Generator | None = N
 
 def k_means(actions: Tensor, K: int, rng: torch.Generator | None) -> Tensor:
     """Clusters of samples (S, n, d), one-hot (S, K, n): k-means from the start of k-means++."""
-    centres = actions[:, :1]  # (S, 1, d); the samples are in no order, so any one will do.
+    centres = actions[:, :1]  # (S, 1, d); the samples are in no order.
     for _ in range(K - 1):
         distance = torch.cdist(actions, centres).amin(-1)  # to the nearest centre, (S, n)
         # 1e-20 is for samples that are all the same.
@@ -246,7 +244,7 @@ def k_means(actions: Tensor, K: int, rng: torch.Generator | None) -> Tensor:
 
 def m_step(x: Tensor, resp: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """w_k = mean_n r_kn, (S, K), mu_k = E_k[x], (S, K, d), and the Cholesky factors (S, K, d, d) of
-    Sigma_k = E_k[x x'] - mu_k mu_k' + 1e-6 I. E_k weighs the samples by r_kn."""
+    Sigma_k = E_k[x x^T] - mu_k mu_k^T + 1e-6 I. E_k weighs the samples by r_kn."""
     (S, d, n), K = x.shape, resp.shape[1]
     count = resp.sum(-1) + 1e-12  # (S, K); not 0, as it divides.
     mean = resp @ x.mT / count[..., None]
@@ -261,6 +259,7 @@ def e_step(x: Tensor, weight: Tensor, mean: Tensor, chol: Tensor) -> tuple[Tenso
     (S, K, n), and mean log-likelihoods of the samples (S,), without their constant part."""
     S, K, d = mean.shape
     inverse = torch.linalg.solve_triangular(chol, torch.eye(d).to(x), upper=False)  # (S, K, d, d)
+    # z = L_k^-1 (x_n - mu_k), L_k the Cholesky factor
     z = (inverse.flatten(1, 2) @ x).view(S, K, d, -1) - inverse @ mean[..., None]  # (S, K, d, n)
     half_log_det = chol.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # (S, K)
     log_prob = (weight.log() - half_log_det)[..., None] - 0.5 * z.square().sum(2)  # (S, K, n)
@@ -304,7 +303,7 @@ class Agent(nn.Module):
         """Actions (n, d) with exploration noise for observations (n, obs_dim)."""
         obs = torch.as_tensor(obs, dtype=torch.float32, device=self.args.device)
         noise = self.policy.draw_noise(len(obs), rng=self.rng)
-        return self.policy(obs, noise, self.noise_std()).clone()  # A CUDA graph reuses its result.
+        return self.policy(obs, noise, self.noise_std()).clone()  # as in `update`
 
     def critic_loss(self, batch: Batch, noise: Tensor, z: Tensor) -> tuple[Tensor, Tensor, dict]:
         """DSAC's loss of both critics, the new omega (2,), and statistics.
@@ -317,7 +316,7 @@ class Agent(nn.Module):
         omega_i = running mean of mean(sigma_i)
 
         [...] is held constant: but for the 0.1 it is the slope of log N(y; m_i, sigma_i) in m_i or
-        sigma_i. omega_i^2 undoes the scale of the rewards in it. The constants are DSAC's.
+        sigma_i. omega_i^2 makes up for its 1 / sigma_i^2. The constants are DSAC's.
         """
         args = self.args
         with torch.no_grad():
@@ -331,9 +330,9 @@ class Agent(nn.Module):
             y_z = reward + discount * next_z.gather(0, j)  # (1, B)
         mean, std = self.critic(batch.obs, batch.action)  # m_i and sigma_i, (2, B)
         with torch.no_grad():
-            mean_std = std.mean(1)  # (2,)
-            omega = torch.lerp(self.omega, mean_std, args.tau)
-            omega = torch.where(self.omega == 0, mean_std, omega)  # the first update
+            average_std = std.mean(1)  # (2,)
+            omega = torch.lerp(self.omega, average_std, args.tau)
+            omega = torch.where(self.omega == 0, average_std, omega)  # the first update
             limit = 3 * omega[:, None]
             y_b = mean + (y_z - mean).clamp(-limit, limit)  # (2, B)
             mean_slope = (y - mean) / (std**2 + 0.1)  # (2, B)
@@ -343,12 +342,12 @@ class Agent(nn.Module):
         for i in (0, 1):
             stats[f"qf{i + 1}_loss"] = losses[i].detach()
             stats[f"qf{i + 1}_values"] = mean[i].detach().mean()
-            stats[f"qf{i + 1}_std"] = mean_std[i]
+            stats[f"qf{i + 1}_std"] = average_std[i]
             stats[f"omega{i + 1}"] = omega[i]
         return losses.sum(), omega, stats
 
     def min_q(self, obs: Tensor, action: Tensor) -> Tensor:
-        """min_i m_i(s, a), (B,). Gradients reach the action, but no parameter of the critics."""
+        """min_i m_i(s, a), (B,). Gradients reach the action, not the critics' parameters."""
         parameters = {name: value.detach() for name, value in self.critic.named_parameters()}
         mean, _ = torch.func.functional_call(self.critic, parameters, (obs, action))
         return mean.amin(0)
@@ -361,11 +360,11 @@ class Agent(nn.Module):
 
     def backward(self, batch: Batch, draws: tuple, update_policy: bool) -> tuple[Tensor, dict]:
         """Gradients of the critics' and, if asked, the policy's loss; new omega, statistics."""
-        next_noise, z, *policy_draws = draws
+        next_noise, z, noise = draws
         loss, omega, stats = self.critic_loss(batch, next_noise, z)
         if update_policy:
             # No parameter has a gradient from both losses, so they may be added.
-            policy_loss, policy_stats = self.policy_loss(batch, *policy_draws)
+            policy_loss, policy_stats = self.policy_loss(batch, noise)
             loss = loss + policy_loss
             stats |= policy_stats
         loss.backward()
@@ -387,18 +386,19 @@ class Agent(nn.Module):
         noise = self.policy.draw_noise(B, rng=self.rng)
         return next_noise, z, noise
 
-    @torch.enable_grad()
+    @torch.enable_grad()  # A task may switch gradients off.
     def update(self, batch: Batch, number: int) -> dict[str, Tensor]:
-        """The update of this number, from 0 on. Returns statistics."""
+        """The update of this number, from 0 on. Returns statistics, a scalar each."""
         update_policy = number % self.args.policy_frequency == 0
+        stats = {}
         self.optimizer.zero_grad()
-        omega, stats = self.backward(batch, self.draw(len(batch.obs)), update_policy)
-        # Copies, as a CUDA graph reuses the memory of its results.
-        self.omega.copy_(omega)
-        stats = dict(zip(stats, torch.stack(list(stats.values()))))
         if number % self.args.entropy_interval == 0:
             stats["entropy"] = self.entropy(batch.obs)
             self.log_alpha.grad = stats["entropy"] - self.target_entropy  # H - H_target
+        omega, others = self.backward(batch, self.draw(len(batch.obs)), update_policy)
+        self.omega.copy_(omega)
+        for name, value in others.items():
+            stats[name] = value.clone()  # A CUDA graph reuses its results.
         self.optimizer.step()  # It moves what has a gradient.
         if update_policy:
             for target, critic in zip(self.target_critic.parameters(), self.critic.parameters()):
@@ -407,16 +407,16 @@ class Agent(nn.Module):
 
 
 def compile_agent(agent: Agent) -> None:
-    """Makes updates and actions faster, not different. It may be left out, with its call."""
+    """Makes updates and actions faster, the same but for rounding. It may go, with its call."""
     cpu = agent.args.device == "cpu"
-    # Losses and gradients become one graph. Adam takes no gradients of padded shapes.
-    options = {"triton.cudagraphs": not cpu, "shape_padding": False}
+    options = {"triton.cudagraphs": not cpu}
+    options["shape_padding"] = False  # It leaves gaps in gradients, which Adam does not take.
     backward = torch.compile(type(agent).backward, fullgraph=True, dynamic=False, options=options)
-    with_gradients = torch._dynamo.config.patch(trace_autograd_ops=True)
+    with_gradients = torch._dynamo.config.patch(trace_autograd_ops=True)  # in the same graph
     agent.backward = MethodType(with_gradients(backward), agent)
-    # C++ calls the kernels of an action faster than Python, and for one row sums beat products.
-    options = options | {"cpp_wrapper": cpu, "size_asserts": False}
-    options["post_grad_fusion_options"] = {"decompose_mm_pass": {}}
+    options = options | {"size_asserts": False}
+    options["cpp_wrapper"] = cpu  # C++ calls an action's kernels faster than Python.
+    options["post_grad_fusion_options"] = {"decompose_mm_pass": {}}  # One row: sums, not products.
     agent.policy.compile(dynamic=False, options=options)
 
 
@@ -426,7 +426,7 @@ TIMEOUT = 600.0  # seconds for a start, reset or step of environments in other p
 EVAL_STEPS = 10_000  # An evaluation cuts longer episodes.
 LIMIT = """set a limit: --env-kwargs '{"max_episode_steps": 1000}'"""
 MAY_CHANGE = {"async_envs", "eval_episodes", "total_timesteps"}  # when a run goes on
-CHANGE_BITS = {"seed", "device", "compile", "checkpoint_interval", "buffer_size"}  # may, too
+CHANGE_BITS = {"seed", "device", "compile", "checkpoint_interval", "buffer_size"}  # with results
 
 
 def say(text: str) -> None:
@@ -437,23 +437,18 @@ def say(text: str) -> None:
         sys.stdout = None
 
 
-def memory_limit() -> float:
-    """Bytes of memory that the machine and its container allow."""
-    limits = [math.inf]
-    with suppress(AttributeError):  # Windows has no sysconf.
-        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    with suppress(OSError, ValueError):  # There is no container, or it has no limit.
-        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return min(limits)
-
-
 class ReplayBuffer:
-    """Ring buffer of the latest transitions. Unused pages take no memory."""
+    """Ring buffer of transitions. On a CPU, unused pages take no memory."""
 
     def __init__(self, capacity: int, obs_dim: int, act_dim: int, device: str):
+        limits = [math.inf]  # of the memory of machine and container
+        with suppress(AttributeError):  # Windows has no sysconf.
+            limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        with suppress(OSError, ValueError):  # no container, or no limit
+            limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
         row = 4 * (2 * obs_dim + act_dim + 2)  # bytes of a transition
-        if device == "cpu" and capacity * row > memory_limit():
-            raise ValueError(f"no memory: try --buffer-size {int(memory_limit() / row / 2)}")
+        if device == "cpu" and capacity * row > min(limits):
+            raise ValueError(f"no memory: try --buffer-size {min(limits) // row // 2}")
         shapes = Batch((obs_dim,), (act_dim,), (), (obs_dim,), ())
         like = {"dtype": torch.float32, "device": device}
         self.data = Batch(*(torch.empty(capacity, *shape, **like) for shape in shapes))
@@ -474,7 +469,7 @@ class ReplayBuffer:
 
 
 class Plain(gym.wrappers.FlattenObservation):
-    """What training takes from a task: flat copies of observations, plain numbers, no `info`."""
+    """What training takes of a task: flat copies of observations, numbers, no `info`."""
 
     def __init__(self, args: Args):
         super().__init__(self.call(gym.make, args.env_id, **json.loads(args.env_kwargs)))
@@ -495,8 +490,8 @@ class Plain(gym.wrappers.FlattenObservation):
         obs, reward, terminated, truncated, _ = self.call(super().step, action)
         return obs, float(np.asarray(reward).item()), bool(terminated), bool(truncated), {}
 
-    def call(self, function: Callable, *args, **kwargs) -> tuple:
-        """Whatever the task raises, as an error that ends the run and can be pickled."""
+    def call(self, function: Callable, *args, **kwargs):
+        """What the task raises becomes an error that ends the run and can be pickled."""
         try:
             return function(*args, **kwargs)
         except (Exception, SystemExit) as error:
@@ -509,11 +504,6 @@ class Plain(gym.wrappers.FlattenObservation):
 
 class InParallel(gym.vector.AsyncVectorEnv):
     """Environments in processes of their own. One that hangs or dies ends the run."""
-
-    def _check_spaces(self) -> None:
-        self.call_async("metadata")
-        self.call_wait(TIMEOUT)  # until each process has made its task
-        super()._check_spaces()
 
     def reset_wait(self, timeout: float = TIMEOUT) -> tuple:
         return super().reset_wait(timeout)
@@ -553,7 +543,7 @@ def check_finite(step: int, values: dict) -> None:
 
 
 def derive_seed(*numbers: int) -> int:
-    """A seed for each combination, of 30 bits, as some tasks take no more than 31."""
+    """A seed made of numbers, of 30 bits, as some tasks take no more."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0] >> 2)
 
 
@@ -565,7 +555,7 @@ def make_actor(policy: DiffusionPolicy, space: gym.spaces.Box, seed: int = 0) ->
     def act(obs: np.ndarray) -> np.ndarray:
         rows = np.array(obs, np.float32, ndmin=2)
         if rows.shape[1:] != policy.dims[:1] or not np.isfinite(rows).all():
-            raise ValueError(f"an observation has {policy.dims[0]} finite numbers, not {obs}")
+            raise ValueError(f"no observation of {policy.dims[0]} finite numbers: {obs}")
         noise = policy.draw_noise(len(rows), rng=rng)
         action = policy(torch.as_tensor(rows, device=rng.device), noise)
         return to_env(action, space).reshape(np.shape(obs)[:-1] + space.shape)
@@ -590,7 +580,7 @@ def evaluate(act: Callable, envs: gym.vector.VectorEnv, episodes: int, seed: int
         rounds.append(returns)
     returns = np.concatenate(rounds)[:episodes]
     scores = {"episodic_return": float(returns.mean()), "episodic_return_std": float(returns.std())}
-    if hasattr(envs.envs[0].unwrapped, "policy_report"):  # of multigoal_env.py
+    if hasattr(envs.envs[0].unwrapped, "policy_report"):  # as multigoal_env.py has
         scores |= envs.envs[0].unwrapped.policy_report(act)
     return returns, scores
 
@@ -608,7 +598,7 @@ def save(path: Path, agent: Agent, **training: object) -> None:
 
 
 def load_checkpoint(path: str | Path) -> dict:
-    """The content of a file, or of a folder's last.pt, else best.pt. It runs no code from it."""
+    """The content of a file, or of a folder's last.pt, else best.pt; runs no code."""
     file = Path(path)
     try:
         if file.is_dir():
@@ -626,33 +616,32 @@ def load_agent(path: str | Path, device: str = "cpu", compile: bool = False) -> 
     """The trained agent of a run's folder, or of a file in it."""
     saved = load_checkpoint(path)
     agent = Agent(*saved["dims"], Args(**saved["args"] | {"device": device, "compile": compile}))
-    agent.load_state_dict(agent.state_dict() | saved["agent"])  # Published: no target critics.
+    agent.load_state_dict(agent.state_dict() | saved["agent"])  # Published: no targets.
     return agent
 
 
 def resolve(args: Args) -> Args:
     """The arguments, completed by task; ValueError if they cannot work."""
-    by_task = DEFAULTS | TASKS.get(args.env_id.split(":")[-1].split("-v")[0], {})
+    by_task = DEFAULTS | TASKS.get(args.env_id.split(":")[-1].rsplit("-v", 1)[0], {})
     missing = {name: value for name, value in by_task.items() if getattr(args, name) is None}
     args = replace(args, **missing)
-    for name, kind in ((field.name, field.type) for field in fields(args)):
-        value = getattr(args, name)
-        is_count = kind in (int, int | None, tuple[int, ...] | None)
-        if value is None or not (is_count or kind in (float, float | None)):
+    for field in fields(args):
+        name, value = field.name, getattr(args, field.name)
+        is_count = field.type in (int, int | None, tuple[int, ...] | None)
+        if value is None or not (is_count or field.type in (float, float | None)):
             continue
-        may_be_0 = not is_count or name in ("seed", "learning_starts", "eval_episodes")
-        least = -99 if name.startswith("time_weight") else 0 if may_be_0 else 1
+        least = int(is_count and name not in ("seed", "learning_starts", "eval_episodes"))
         most = 1 if name in ("gamma", "tau") else 10**15
         if np.size(value) == 0 or not (least <= np.min(value) and np.max(value) <= most):
             raise ValueError(f"{name} must be {least} to {most}, but it is {value}")
-    warmup = max(1, math.ceil(args.learning_starts / args.num_envs))  # 1 at least, to learn from
+    warmup = max(1, math.ceil(args.learning_starts / args.num_envs))  # 1, to learn from
     args.learning_starts = warmup * args.num_envs
     updates = args.total_timesteps // args.num_envs - warmup
     if updates < 1:
         raise ValueError("--total-timesteps leaves no update after --learning-starts")
     # The papers have 10,000 of 1.5 million.
     args.entropy_interval = args.entropy_interval or max(100, updates // 150)
-    try:
+    try:  # in double precision, which the entropy takes
         torch.ones(1, dtype=torch.float64, device=args.device) + 1
     except Exception as error:
         raise ValueError(f"--device {args.device} fails, try cpu: {error}"[:300]) from error
@@ -660,7 +649,7 @@ def resolve(args: Args) -> Args:
 
 
 def make_agent(args: Args, obs_dim: int, act_dim: int) -> Agent:
-    """A new agent. It goes without compiling where that fails, which is tried at once."""
+    """A new agent, not compiled where that fails, which is tried at once."""
     torch.compiler.reset()  # PyTorch limits how often one process compiles.
     torch.manual_seed(args.seed)  # of the initial weights
     agent = Agent(obs_dim, act_dim, args)
@@ -668,7 +657,7 @@ def make_agent(args: Args, obs_dim: int, act_dim: int) -> Agent:
         return agent
     try:
         say("compiling for a minute or two")
-        batch = ReplayBuffer(args.batch_size, obs_dim, act_dim, args.device).data
+        batch = ReplayBuffer(args.batch_size, obs_dim, act_dim, args.device).data  # of any content
         for update_policy in (True, False):
             agent.backward(batch, agent.draw(args.batch_size), update_policy)
             agent.optimizer.zero_grad()
@@ -680,7 +669,7 @@ def make_agent(args: Args, obs_dim: int, act_dim: int) -> Agent:
 
 
 def changes(args: Args, saved: dict, may_change: set[str]) -> set[str]:
-    """The arguments that differ from those of a saved run. ValueError for one that may not."""
+    """Arguments that differ from a saved run's. ValueError for one that may not."""
     changed = {name for name, value in saved.items() if getattr(args, name) != value}
     if refused := changed - may_change - CHANGE_BITS:
         raise ValueError(f"the run was made with other arguments: {', '.join(sorted(refused))}")
@@ -688,7 +677,7 @@ def changes(args: Args, saved: dict, may_change: set[str]) -> set[str]:
 
 
 def load_run(folder: Path, agent: Agent, buffer: ReplayBuffer) -> tuple[int, float]:
-    """Takes both to the last checkpoint, if any. Returns its step and best evaluation."""
+    """Takes both to the last checkpoint, if any; returns its step and best evaluation."""
     if not (folder / "checkpoint.pt").exists():
         return 0, -math.inf
     saved = load_checkpoint(folder / "checkpoint.pt")
@@ -698,13 +687,14 @@ def load_run(folder: Path, agent: Agent, buffer: ReplayBuffer) -> tuple[int, flo
     agent.optimizer.load_state_dict(deepcopy(saved["optimizer"]))  # The file is only mapped.
     count, held = saved["count"], len(saved["rows"][0])
     kept = torch.arange(min(held, buffer.capacity))  # as many of the latest as fit
+    # In a full buffer, each goes to its old place.
     buffer.count = count - len(kept) if len(kept) == buffer.capacity else 0
     buffer.add(*(rows[(count - len(kept) + kept) % held] for rows in saved["rows"]))
     return saved["step"], saved["best"]
 
 
 def main(args: Args, run_dir: Path) -> None:
-    """Trains in the folder run_dir; where that holds a checkpoint, goes on from there."""
+    """Trains in the folder run_dir, or goes on from the checkpoint there."""
     args = replace(resolve(args), resume=None)
     folder = Path(run_dir).absolute()  # A task may change the working directory.
     with closing(make_envs(args, args.num_envs, args.async_envs)) as envs:
@@ -718,7 +708,7 @@ def main(args: Args, run_dir: Path) -> None:
             try:
                 train(folder, agent, buffer, envs)
             except BaseException as error:
-                error.add_note(f"The last checkpoint stays: --resume {run_dir} goes on from it.")
+                error.add_note(f"--resume {run_dir} goes on from the last checkpoint")
                 raise
 
 
@@ -734,7 +724,7 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: gym.vector.Vec
         say(f"resets cut episodes of over {args.checkpoint_interval} steps; {LIMIT}")
     start = time.monotonic()
     eval_envs = make_envs(args, min(args.eval_episodes, n)) if args.eval_episodes else None
-    writer = SummaryWriter(folder, purge_step=first * n + 1)  # It hides what was logged later.
+    writer = SummaryWriter(folder, purge_step=first * n + 1)  # hides later logs
     log = writer.add_scalar
     with writer, closing(eval_envs) if eval_envs else nullcontext():
         for step in range(first, last + 1):
@@ -745,11 +735,12 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: gym.vector.Vec
             if step in (first, last) or update % args.checkpoint_interval == 0:
                 check_finite(step * n, agent.state_dict())
                 writer.flush()
-                # Copies: of a part PyTorch would save the whole.
-                rows = [field[: buffer.count].cpu().clone() for field in buffer.data]
+                # By NumPy: with a part of a field PyTorch would save the whole.
+                rows = [torch.from_numpy(x[: buffer.count].cpu().numpy()) for x in buffer.data]
                 state = {"rows": rows, "count": buffer.count, "step": step, "best": best}
                 state["optimizer"] = agent.optimizer.state_dict()
                 save(folder / "checkpoint.pt", agent, **state)
+                del rows, state
                 save(folder / "last.pt", agent)
                 if step == last:
                     break
@@ -820,7 +811,7 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: gym.vector.Vec
 
 
 def run(args: Args) -> None:
-    """Trains, goes on with a run, or evaluates one, as the arguments ask."""
+    """Trains, goes on with a run, or evaluates one, as the command line asks."""
     path = args.resume or args.evaluate
     if path is None:
         task, now = args.env_id.split(":")[-1], f"{datetime.now():%Y%m%d-%H%M%S-%f}"
@@ -828,12 +819,14 @@ def run(args: Args) -> None:
         return main(args, Path("runs", name.replace("/", "_")))
     folder = Path(path).parent if os.path.isfile(path) else Path(path)
     saved = load_checkpoint(folder / "checkpoint.pt" if args.resume else path)["args"]
-    args = tyro.cli(Args, default=Args(**saved))
+    args = tyro.cli(Args, default=Args(**saved))  # now with its defaults
     if args.resume is not None:
         changes(args, saved, MAY_CHANGE | {"resume"})
         return main(args, folder)
     changes(args, saved, MAY_CHANGE | {"evaluate", "env_kwargs"})
     args = resolve(args)
+    if args.eval_episodes == 0:
+        raise ValueError("--evaluate needs --eval-episodes")
     with closing(make_envs(args, min(args.eval_episodes, args.num_envs))) as envs:
         seed = derive_seed(args.seed)
         act = make_actor(load_agent(path, args.device).policy, envs.single_action_space, seed)
@@ -842,7 +835,7 @@ def run(args: Args) -> None:
 
 
 def run_command_line() -> None:
-    """Does what was asked. What cannot be done is one line on stderr and exit code 2."""
+    """Does what was asked. What cannot be begun is one line on stderr and exit code 2."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         run(tyro.cli(Args))

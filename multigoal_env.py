@@ -1,14 +1,17 @@
-"""The multi-goal task: a point mass in the plane with several equally good goals, and pictures of what was learned.
+r"""The multi-goal task, and pictures of what was learned.
 
-From the origin all goals are equally good, so a policy that goes straight to each of them is multimodal. Train on it with
+A point mass in the plane has several goals. From the origin they are all equally good, so a policy
+that goes straight to each of them is multimodal. Train on the task with
 
-    python dacer_v2.py --env-id multigoal_env:MultiGoal-v0 --env-kwargs '{"num_goals": 4}' --total-timesteps 230000
+    python dacer_v2.py --env-id multigoal_env:MultiGoal-v0 --env-kwargs '{"num_goals": 4}' \
+        --total-timesteps 230000
 
 and draw the policy, the values and the trajectories of one or several such runs with
 
     python multigoal_env.py runs/<run> [runs/<run> ...]
 
-The task is that of DACER (Wang et al., arXiv:2405.15177) and DACERv2 (Wang et al., arXiv:2505.23426).
+The task is that of DACER (Wang et al., arXiv:2405.15177) and DACERv2 (Wang et al.,
+arXiv:2505.23426).
 """
 
 import importlib
@@ -22,7 +25,7 @@ import gymnasium as gym
 import numpy as np
 import tyro
 
-# --------------------------------------------------------------------------------------------------------- environment
+# ======== The environment ========
 
 GOAL_RADIUS = 5.0  # the goals lie evenly on this circle, the first on the positive x axis
 BOUND = 7.0
@@ -36,9 +39,11 @@ Act = Callable[[np.ndarray], np.ndarray]  # observations (n, 2) to actions (n, 2
 
 
 class MultiGoalEnv(gym.Env):
-    """Observation: the position, in [-7, 7]^2. Action: the velocity, in [-1, 1]^2, for one unit of time.
+    """A point mass in the plane and its goals.
 
-    Reward: -30 |a|^2 - (distance to the nearest goal)^2, and 10 on arrival. Starts are drawn from N(0, 0.1^2 I).
+    The observation is its position, in [-7, 7]^2. The action is its velocity, in [-1, 1]^2, for
+    one unit of time. The reward is -30 |a|^2 - (distance to the nearest goal)^2, and 10 more on
+    arrival. Starts are drawn from N(0, 0.1^2 I).
     """
 
     metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 10}
@@ -66,16 +71,16 @@ class MultiGoalEnv(gym.Env):
     def advance(
         self, position: np.ndarray, action: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Next positions (..., 2), rewards (...) and arrivals (...), for one point mass and for many alike."""
+        """The next positions (..., 2), the rewards (...) and the arrivals (...).
+
+        It takes one point mass and many alike.
+        """
         action = np.clip(action, -1.0, 1.0).astype(np.float64)
         position = np.clip(position + action, -BOUND, BOUND)
         nearest = self.squared_distances(position).min(-1)
         arrived = nearest < ARRIVAL**2
-        return (
-            position,
-            -ACTION_COST * np.square(action).sum(-1) - nearest + GOAL_REWARD * arrived,
-            arrived,
-        )
+        reward = -ACTION_COST * np.square(action).sum(-1) - nearest + GOAL_REWARD * arrived
+        return position, reward, arrived
 
     def squared_distances(self, position: np.ndarray) -> np.ndarray:
         """To every goal, (..., num_goals)."""
@@ -91,15 +96,18 @@ class MultiGoalEnv(gym.Env):
         return picture
 
     def rollouts(self, act: Act, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """From starts (n, 2): paths (steps + 1, n, 2), which rest on arrival, and goals reached (n,), -1 for none."""
-        position, goals, path = starts, np.full(len(starts), -1), [starts]
+        """From starts (n, 2): their paths (steps + 1, n, 2) and the goals that they reach, (n,).
+
+        A path rests on arrival. The goal is -1 if none is reached.
+        """
+        position, path = starts, [starts]
+        goals = np.full(len(starts), -1)
         for _ in range(MAX_STEPS):
             moved, _, arrived = self.advance(position, act(position.astype(np.float32)))
             under_way = goals < 0
             position = np.where(under_way[:, None], moved, position)
-            goals = np.where(
-                under_way & arrived, self.squared_distances(position).argmin(-1), goals
-            )
+            nearest = self.squared_distances(position).argmin(-1)
+            goals = np.where(under_way & arrived, nearest, goals)
             path.append(position)
             if (goals >= 0).all():
                 break
@@ -110,26 +118,34 @@ class MultiGoalEnv(gym.Env):
         return np.bincount(goals[goals >= 0], minlength=len(self.goals))
 
     def policy_report(self, act: Act) -> dict[str, float]:
-        """What the scripts log at an evaluation: coverage and share of arrivals of 200 rollouts from the origin."""
-        hits = self.hits(self.rollouts(act, np.zeros((200, 2)))[1])
+        """What the scripts log at an evaluation: the coverage and the share of arrivals of 200
+        rollouts from the origin."""
+        _, goals = self.rollouts(act, np.zeros((200, 2)))
+        hits = self.hits(goals)
         return {"coverage": coverage(hits), "arrived": float(hits.sum() / 200)}
 
 
 def coverage(hits: np.ndarray) -> float:
-    """Entropy of the goals hit, divided by log(num_goals): 1 if all are hit alike, 0 if one alone or none is."""
+    """The entropy of the goals hit, divided by log(num_goals).
+
+    It is 1 if all goals are hit alike, and 0 if one alone or none is hit.
+    """
     share = hits[hits > 0] / max(hits.sum(), 1)
     return float(-(share * np.log(share)).sum() / np.log(len(hits))) + 0.0
 
 
 gym.register("MultiGoal-v0", MultiGoalEnv, max_episode_steps=MAX_STEPS)
 
-# ------------------------------------------------------------------------------------------------------------ pictures
+# ======== Pictures ========
 
 # Of each goal, six by Okabe and Ito and six by Tol; the last, grey, is for none, -1
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 COLORS += ["#332288", "#882255", "#999933", "#661100", "#44AA99", "#DDCC77", "#808080"]
 STARTS = [(0.0, 0.0), (-0.5, 0.5), (0.5, 0.5), (0.5, -0.5), (-0.5, -0.5)]
-CAPTION = "coloured by the goal reached (grey: none)\n[...]: how many reach each goal, counter-clockwise from the right"
+CAPTION = (
+    "coloured by the goal reached (grey: none)\n"
+    "[...]: how many reach each goal, counter-clockwise from the right"
+)
 
 
 class Run:
@@ -144,13 +160,10 @@ class Run:
             fail(f"cannot load {folder}: {error}")
         args = self.agent.args
         if args.env_id.split(":")[-1] != "MultiGoal-v0":
-            fail(
-                f"{folder} is a run on {args.env_id}; these pictures are for multigoal_env:MultiGoal-v0"
-            )
-        self.folder, self.env = (
-            folder,
-            gym.make("MultiGoal-v0", **json.loads(args.env_kwargs)).unwrapped,
-        )
+            task = "these pictures are for multigoal_env:MultiGoal-v0"
+            fail(f"{folder} is a run on {args.env_id}; {task}")
+        self.folder = folder
+        self.env = gym.make("MultiGoal-v0", **json.loads(args.env_kwargs)).unwrapped
         self.algorithm = f"{'DACERv2' if is_v2 else 'DACER'}, T = {args.diffusion_steps}"
         if is_v2:
             unweighted = args.time_weight_c == args.time_weight_d == 0
@@ -159,7 +172,8 @@ class Run:
         self.report = self.env.policy_report(self.new_act())
 
     def new_act(self) -> Act:
-        """The policy with a fresh generator: all pictures show the same rollouts from the origin."""
+        """The policy with a fresh generator, so that all pictures show the same rollouts from the
+        origin."""
         return self.script.make_actor(self.agent.policy, self.env.action_space, 0)
 
     def value(self, positions: np.ndarray, num_actions: int = 16) -> np.ndarray:
@@ -168,9 +182,8 @@ class Run:
 
         rows = positions.repeat(num_actions, 0).astype(np.float32)
         with torch.no_grad():
-            q = self.agent.critic(torch.as_tensor(rows), torch.as_tensor(self.new_act()(rows)))[
-                0
-            ].amin(0)
+            actions = torch.as_tensor(self.new_act()(rows))
+            q = self.agent.critic(torch.as_tensor(rows), actions)[0].amin(0)
         return q.numpy().reshape(-1, num_actions).mean(-1) / self.agent.args.reward_scale
 
 
@@ -183,15 +196,10 @@ def new_figure(width: float, height: float):
 def draw_plane(axes, env: MultiGoalEnv) -> None:
     """The goals with their circles of arrival."""
     angle = np.linspace(0, 2 * np.pi, 100)
+    circle_x, circle_y = ARRIVAL * np.cos(angle), ARRIVAL * np.sin(angle)
     for x, y in env.goals:
         axes.plot(x, y, "o", color="black", markersize=4, zorder=5)
-        axes.plot(
-            x + ARRIVAL * np.cos(angle),
-            y + ARRIVAL * np.sin(angle),
-            ":",
-            color="black",
-            linewidth=0.8,
-        )
+        axes.plot(x + circle_x, y + circle_y, ":", color="black", linewidth=0.8)
     axes.set(xlim=(-BOUND, BOUND), ylim=(-BOUND, BOUND), aspect="equal", xlabel="x", ylabel="y")
 
 
@@ -202,30 +210,32 @@ def draw_rollouts(axes, run: Run, start: tuple[float, float]) -> list[int]:
     path, goals = run.env.rollouts(run.new_act(), np.tile(start, (200, 1)))
     draw_plane(axes, run.env)
     colors = [COLORS[goal] for goal in goals]
-    axes.add_collection(
-        LineCollection(path.swapaxes(0, 1), colors=colors, linewidths=0.7, alpha=0.6)
-    )
+    lines = LineCollection(path.swapaxes(0, 1), colors=colors, linewidths=0.7, alpha=0.6)
+    axes.add_collection(lines)
     axes.plot(*start, "k+", zorder=6)
     return run.env.hits(goals).tolist()
 
 
 def policy_picture(run: Run):
-    """The first steps of five rollouts from every point of a grid: where colours differ, the policy is multimodal."""
+    """The first steps of five rollouts from every point of a grid.
+
+    Where their colours differ, the policy is multimodal.
+    """
     figure = new_figure(6, 6.4)
     axes = figure.add_subplot()
     draw_plane(axes, run.env)
     grid = np.linspace(-6, 6, 9)
     points = np.stack(np.meshgrid(grid, grid), -1).reshape(-1, 2)
-    points = points[run.env.squared_distances(points).min(-1) > ARRIVAL**2].repeat(
-        5, 0
-    )  # nearer, no episode goes on
+    # Nearer to a goal, no episode goes on.
+    is_far = run.env.squared_distances(points).min(-1) > ARRIVAL**2
+    points = points[is_far].repeat(5, 0)
     path, goals = run.env.rollouts(run.new_act(), points)
-    steps, colors = path[1] - points, [COLORS[goal] for goal in goals]
-    axes.quiver(
-        *points.T, *steps.T, color=colors, angles="xy", scale_units="xy", scale=1, width=0.004
-    )
-    title = f"{run.name}\n5 sampled actions at each point, coloured by the goal then reached (grey: none)"
-    axes.set_title(title, fontsize=8)
+    steps = path[1] - points
+    colors = [COLORS[goal] for goal in goals]
+    style = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.004}
+    axes.quiver(*points.T, *steps.T, color=colors, **style)
+    caption = "5 sampled actions at each point, coloured by the goal then reached (grey: none)"
+    axes.set_title(f"{run.name}\n{caption}", fontsize=8)
     return figure
 
 
@@ -245,7 +255,8 @@ def starts_picture(run: Run):
     """200 rollouts from each of five starts around the origin."""
     figure = new_figure(14, 3.7)
     for axes, start in zip(figure.subplots(1, len(STARTS)), STARTS):
-        axes.set_title(f"from {start}\n{draw_rollouts(axes, run, start)}", fontsize=8)
+        hits = draw_rollouts(axes, run, start)
+        axes.set_title(f"from {start}\n{hits}", fontsize=8)
     figure.suptitle(f"{run.name}: 200 rollouts from each start (+), {CAPTION}", fontsize=10)
     return figure
 
@@ -253,18 +264,15 @@ def starts_picture(run: Run):
 def comparison_picture(runs: list[Run]):
     """200 rollouts from the origin: a row for each algorithm, a column for each number of goals.
 
-    Of several runs it shows the median one by coverage, of the two in the middle the worse.
+    Of several runs it shows the median one by coverage; of two in the middle it shows the worse.
     """
     rows = list(dict.fromkeys(run.algorithm for run in runs))
     columns = sorted({len(run.env.goals) for run in runs})
     figure = new_figure(max(5.6, 3.6 * len(columns)), 4.2 * len(rows) + 0.4)
     grid = figure.subplots(len(rows), len(columns), squeeze=False)
     for (row, column), axes in np.ndenumerate(grid):
-        group = [
-            run
-            for run in runs
-            if run.algorithm == rows[row] and len(run.env.goals) == columns[column]
-        ]
+        wanted = rows[row], columns[column]
+        group = [run for run in runs if (run.algorithm, len(run.env.goals)) == wanted]
         if not group:
             axes.set_axis_off()
             continue
@@ -273,8 +281,10 @@ def comparison_picture(runs: list[Run]):
         scores = [run.report["coverage"] for run in group]
         title = f"{run.name}\ncoverage {run.report['coverage']:.2f}"
         if len(group) > 1:
-            title += f", the median of {len(group)} seeds\nmean {np.mean(scores):.2f}, worst {scores[0]:.2f}"
-        axes.set_title(f"{title}\n{draw_rollouts(axes, run, (0.0, 0.0))}", fontsize=8)
+            title += f", the median of {len(group)} seeds"
+            title += f"\nmean {np.mean(scores):.2f}, worst {scores[0]:.2f}"
+        hits = draw_rollouts(axes, run, (0.0, 0.0))
+        axes.set_title(f"{title}\n{hits}", fontsize=8)
     figure.suptitle(f"200 rollouts from the origin, {CAPTION}", fontsize=9)
     return figure
 
@@ -286,7 +296,9 @@ def fail(message: str) -> NoReturn:
 
 
 def main(runs: Annotated[tuple[Path, ...], tyro.conf.Positional]) -> None:
-    """Draws the policy, the values and the trajectories of trained runs into their folders and TensorBoard.
+    """Draws the policy, the values and the trajectories of trained runs.
+
+    The pictures go into the folders of the runs and into TensorBoard.
 
     Args:
         runs: folders of runs on the multi-goal task, of dacer.py or dacer_v2.py
@@ -296,24 +308,20 @@ def main(runs: Annotated[tuple[Path, ...], tyro.conf.Positional]) -> None:
 
     if not runs:
         fail("name the folder of at least one run on multigoal_env:MultiGoal-v0")
+    pictures = {"policy": policy_picture, "value": value_picture, "starts": starts_picture}
     loaded = [Run(folder) for folder in runs]
     for run in loaded:
-        print(
-            f"{run.folder}: {run.name}: coverage {run.report['coverage']:.3f}, arrived {run.report['arrived']:.1%}"
-        )
+        scores = f"coverage {run.report['coverage']:.3f}, arrived {run.report['arrived']:.1%}"
+        print(f"{run.folder}: {run.name}: {scores}")
         with SummaryWriter(run.folder, filename_suffix=".pictures") as writer:
-            for name, draw in {
-                "policy": policy_picture,
-                "value": value_picture,
-                "starts": starts_picture,
-            }.items():
-                draw(run).savefig(run.folder / f"{name}.png")
-                writer.add_image(name, imread(run.folder / f"{name}.png"), dataformats="HWC")
+            for name, draw in pictures.items():
+                file = run.folder / f"{name}.png"
+                draw(run).savefig(file)
+                writer.add_image(name, imread(file), dataformats="HWC")
     path = loaded[0].folder.parent / "multigoal.png"
     comparison_picture(loaded).savefig(path)
-    print(
-        f"pictures: policy.png, value.png and starts.png in each folder and in TensorBoard, and {path}"
-    )
+    each = "policy.png, value.png and starts.png in each folder and in TensorBoard"
+    print(f"pictures: {each}, and {path}")
 
 
 if __name__ == "__main__":

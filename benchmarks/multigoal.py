@@ -1,9 +1,13 @@
-"""The multi-goal task beside other people's algorithms: a table for README.md and docs/, three figures for docs/.
+"""The multi-goal task beside other people's algorithms.
 
-python benchmarks/multigoal.py                             # from results/, and the published policies under runs/
-python benchmarks/multigoal.py runs/a runs/b               # first puts into results/ what these runs on the task show
+It writes a table into README.md and docs/multigoal.md, and three figures into docs/figures/:
 
-Runs are those of dacer.py, dacer_v2.py, baselines.py and official.py; a run is called as its folder. Shown: 4, 5, 6 goals.
+    python benchmarks/multigoal.py  # of results/, and of the published policies under runs/
+    python benchmarks/multigoal.py runs/a runs/b
+
+The second command first puts into results/ what these runs on the task show. They are runs of
+dacer.py, dacer_v2.py, baselines.py or official.py. A run is called as its folder. Shown are the
+tasks of 4, 5 and 6 goals.
 """
 
 import json
@@ -29,29 +33,27 @@ OURS = [f"DACERv2, T = 5, eta = {rest}" for rest in ("2, w = 1", "1", "5", "5, w
 OURS += ["DACER, T = 5", "DACER, T = 20"]
 THEIRS = [f"{name} (DACER authors' JAX)" for name in ("QVPO", "DIPO", "QSM", "DSACT")]
 THEIRS += ["SAC", "TD3", "DDPG", "PPO", "TRPO"]
-COLOURS = {
-    label: report.COLOURS[label.replace(", eta = 5", "")] for label in OURS[1:]
-} | dict.fromkeys(THEIRS, "0.35")
+COLOURS = {label: report.COLOURS[label.replace(", eta = 5", "")] for label in OURS[1:]}
+COLOURS |= dict.fromkeys(THEIRS, "0.35")
 COLOURS[OURS[0]] = "#E69F00"
 MARKERS = dict.fromkeys(OURS, "o") | dict(zip(THEIRS, "PXD*sv^<>"))
-CSV, KEPT, FIGURES = (
-    report.RESULTS / "multigoal.csv",
-    report.RESULTS / "rollouts.npz",
-    report.ROOT / "docs" / "figures",
-)
+CSV = report.RESULTS / "multigoal.csv"
+KEPT = report.RESULTS / "rollouts.npz"
+FIGURES = report.ROOT / "docs" / "figures"
 
 
 def collect(runs: tuple[Path, ...]) -> None:
-    """Puts their evaluations into results/multigoal.csv, and rollouts on 4 goals into results/rollouts.npz."""
-    parts, paths = [pd.read_csv(CSV)], dict(np.load(KEPT))
+    """Puts their evaluations into results/multigoal.csv, and their rollouts on 4 goals into
+    results/rollouts.npz."""
+    parts = [pd.read_csv(CSV)]
+    paths = dict(np.load(KEPT))
     for run in runs:
-        rows, args = report.read_run(run), json.loads((run / "args.json").read_text())
+        rows = report.read_run(run)
+        args = json.loads((run / "args.json").read_text())
         goals = json.loads(args["env_kwargs"]).get("num_goals", 4)
         if rows.task[0] != "MultiGoal-v0" or rows["return"].isna().any():
-            print(
-                f"multigoal.py: error: {run} holds no evaluations on the multi-goal task",
-                file=sys.stderr,
-            )
+            what = "holds no evaluations on the multi-goal task"
+            print(f"multigoal.py: error: {run} {what}", file=sys.stderr)
             raise SystemExit(2)
         told = {
             "run": run.name,
@@ -69,22 +71,16 @@ def collect(runs: tuple[Path, ...]) -> None:
 
 def read() -> pd.DataFrame:
     """A row for each run and evaluation; `label` names the algorithm and its settings."""
-    parts = [
-        pd.read_csv(path).fillna({"kwargs": ""})
-        for path in (report.RESULTS / "evaluations.csv", CSV)
-    ]
+    files = (report.RESULTS / "evaluations.csv", CSV)
+    parts = [pd.read_csv(file).fillna({"kwargs": ""}) for file in files]
     data = report.prepare(pd.concat(parts, ignore_index=True).assign(yours=False))
-    data["goals"], own = (
-        data.kwargs.str.removeprefix("num_goals="),
-        data.algorithm.isin(["DACER", "DACERv2"]),
-    )
-    data["label"] = data.name.str.replace(r", total_timesteps = \d+", "", regex=True).where(
-        own, data.algorithm
-    )
+    data["goals"] = data.kwargs.str.removeprefix("num_goals=")
+    is_ours = data.algorithm.isin(["DACER", "DACERv2"])
+    name = data.name.str.replace(r", total_timesteps = \d+", "", regex=True)
+    data["label"] = name.where(is_ours, data.algorithm)
     order = {label: i for i, label in enumerate(OURS + THEIRS)}
-    data = data.assign(order=data.label.map(order))[
-        data.goals.isin(["4", "5", "6"]) & data.label.isin(order)
-    ]
+    data = data.assign(order=data.label.map(order))
+    data = data[data.goals.isin(["4", "5", "6"]) & data.label.isin(order)]
     return data.sort_values(["order", "goals", "run", "step"])
 
 
@@ -101,13 +97,12 @@ def table(runs: pd.DataFrame) -> str:
         cells = {goals: cell(part) for goals, part in group.groupby("goals")}
         updates = f"{group['update'].max():,}" if label not in ("PPO", "TRPO") else "-"
         minutes = f"{60 * group.hours.min():.0f}"
-        if label in THEIRS[:3] or (
-            label in OURS and group.total_timesteps.min() > 2 * SHORT
-        ):  # of those published
+        # Of the published runs these were on a GPU.
+        is_our_long = label in OURS and group.total_timesteps.min() > 2 * SHORT
+        if label in THEIRS[:3] or is_our_long:
             minutes += " (GPU)"
-        rows.append(
-            [label, updates, minutes, *(cells.get(goals, "-") for goals in ("4", "5", "6"))]
-        )
+        shown = [cells.get(goals, "-") for goals in ("4", "5", "6")]
+        rows.append([label, updates, minutes, *shown])
     return report.table("algorithm | updates | minutes | 4 goals | 5 goals | 6 goals", rows)
 
 
@@ -122,18 +117,13 @@ def trade(runs: pd.DataFrame) -> None:
     """Coverage against return on 6 goals, a point for each seed; larger ones for longer runs."""
     figure, axis = plt.subplots(layout="constrained", figsize=(9, 4.6))
     for label, group in runs[runs.goals == "6"].groupby("label", sort=False):
-        sizes, style = (
-            np.where(group.total_timesteps > SHORT, 120, 36),
-            {"marker": MARKERS[label], "alpha": 0.6},
-        )
-        axis.scatter(
-            group["return"], group.coverage, sizes, color=COLOURS[label], label=label, **style
-        )
+        sizes = np.where(group.total_timesteps > SHORT, 120, 36)
+        style = {"color": COLOURS[label], "marker": MARKERS[label], "alpha": 0.6}
+        axis.scatter(group["return"], group.coverage, sizes, label=label, **style)
     axis.set(xlabel="return", ylabel="coverage of 6 goals", xlim=(-230, -100))
     axis.grid(alpha=0.25)
-    for handle in axis.legend(
-        fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5)
-    ).legend_handles:
+    legend = axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    for handle in legend.legend_handles:
         handle.set_sizes([36])
     save(figure, "coverage-return")
 
@@ -141,56 +131,61 @@ def trade(runs: pd.DataFrame) -> None:
 def long(data: pd.DataFrame) -> None:
     """Coverage and return of the longer runs on 6 goals: means of seeds, and each."""
     figure, axes = plt.subplots(1, 2, layout="constrained", figsize=(11, 4))
-    for label, group in data[(data.total_timesteps > 2 * SHORT) & (data["update"] > 0)].groupby(
-        "label", sort=False
-    ):
+    shown = data[(data.total_timesteps > 2 * SHORT) & (data["update"] > 0)]
+    for label, group in shown.groupby("label", sort=False):
         for axis, score in zip(axes, ("coverage", "return")):
             common = {"x": "update", "y": score, "color": COLOURS[label], "ax": axis}
             sns.lineplot(group, units="run", estimator=None, lw=0.5, **common)
-            sns.lineplot(
-                group, errorbar=None, lw=2, label=label if axis is axes[1] else None, **common
-            )
+            named = label if axis is axes[1] else None
+            sns.lineplot(group, errorbar=None, lw=2, label=named, **common)
             axis.set(xlabel="updates", ylim=(0, 1) if score == "coverage" else (-240, -100))
             axis.grid(alpha=0.25)
     save(figure, "coverage-long")
 
 
 def first_angle(path: np.ndarray, goals: np.ndarray) -> float:
-    """Between the first steps of a path (t, n, 2) from the origin and the nearest goal's direction: mean, in degrees.
+    """The mean angle, in degrees, between the first steps of a path (t, n, 2) from the origin and
+    the direction of the nearest goal.
 
-    Of a policy whose modes are the goals it is small; of n goals a direction drawn uniformly has 90 / n.
+    It is small for a policy whose modes are the goals. Of n goals, a direction drawn uniformly has
+    90 / n.
     """
-    directions, steps = (
-        x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (goals, path[1] - path[0])
-    )
-    return np.degrees(np.arccos((steps @ directions.T).max(-1).clip(-1, 1))).mean()
+
+    def unit(vectors: np.ndarray) -> np.ndarray:
+        return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+    cosine = (unit(path[1] - path[0]) @ unit(goals).T).max(-1)
+    return np.degrees(np.arccos(cosine.clip(-1, 1))).mean()
 
 
 def rollouts(runs: pd.DataFrame) -> None:
-    """On 4 goals, from the origin: of each algorithm the median seed by coverage, of all whose rollouts are there."""
-    env, paths = multigoal_env.MultiGoalEnv(4), dict(np.load(KEPT))
+    """Rollouts on 4 goals, from the origin.
+
+    Of each algorithm it shows the median seed by coverage, of all seeds whose rollouts are there.
+    """
+    env = multigoal_env.MultiGoalEnv(4)
+    paths = dict(np.load(KEPT))
     for folder in (report.ROOT / "runs").glob("goals4-*"):  # published policies
         run = multigoal_env.Run(folder)
         paths[folder.name], _ = env.rollouts(run.new_act(), np.zeros((200, 2)))
-    groups, panels = runs[runs.run.isin(paths)].groupby("label", sort=False), []
-    for label, group in groups:
+    panels = []
+    for label, group in runs[runs.run.isin(paths)].groupby("label", sort=False):
         found = []
         for run, seed in zip(group.run, group.seed):
             distances = env.squared_distances(paths[run][-1])  # a path rests where it arrives
             goals = np.where(distances.min(-1) < multigoal_env.ARRIVAL**2, distances.argmin(-1), -1)
             found.append((multigoal_env.coverage(env.hits(goals)), seed, goals, paths[run]))
-        panels.append((label, sorted(found, key=lambda one: one[:2])[(len(found) - 1) // 2]))
-    figure, axes = plt.subplots(
-        -(-len(panels) // 4), 4, layout="constrained", figsize=(9, 2.6 * -(-len(panels) // 4))
-    )
+        found.sort(key=lambda one: one[:2])
+        panels.append((label, found[(len(found) - 1) // 2]))
+    rows = -(-len(panels) // 4)
+    figure, axes = plt.subplots(rows, 4, layout="constrained", figsize=(9, 2.6 * rows))
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     for axis, (label, (score, seed, goals, path)) in zip(axes.flat, panels):
         multigoal_env.draw_plane(axis, env)
         colors = [multigoal_env.COLORS[goal] for goal in goals]
-        axis.add_collection(
-            LineCollection(path.swapaxes(0, 1)[:80], colors=colors, linewidths=0.6, alpha=0.7)
-        )
+        shown = path.swapaxes(0, 1)[:80]
+        axis.add_collection(LineCollection(shown, colors=colors, linewidths=0.6, alpha=0.7))
         axis.set(xlabel="", ylabel="", xticks=[], yticks=[])
         told = f"{score:.2f}, {env.hits(goals).tolist()}, {first_angle(path, env.goals):.0f}°"
         axis.set_title(f"{label}\nseed {seed}: {told}", fontsize=7)
@@ -206,18 +201,13 @@ def main(runs: tyro.conf.Positional[tuple[Path, ...]] = ()) -> None:
     trade(last)
     long(data)
     rollouts(last)
-    told = last[
-        ~last.label.str.match("DACER, T = 5|.*eta = (1|5, w)") & (last.total_timesteps <= 2 * SHORT)
-    ]
+    is_left_out = last.label.str.match("DACER, T = 5|.*eta = (1|5, w)")
+    told = last[~is_left_out & (last.total_timesteps <= 2 * SHORT)]
+    pattern = re.compile("<!-- multigoal -->\n.*?<!-- end -->", re.DOTALL)
     for name, rows in {"README.md": told, "docs/multigoal.md": last}.items():
-        page, shown = report.ROOT / name, f"<!-- multigoal -->\n\n{table(rows)}\n\n<!-- end -->"
-        text = re.sub(
-            "<!-- multigoal -->\n.*?<!-- end -->",
-            lambda _, shown=shown: shown,
-            page.read_text(),
-            flags=re.DOTALL,
-        )
-        page.write_text(text)
+        page = report.ROOT / name
+        shown = f"<!-- multigoal -->\n\n{table(rows)}\n\n<!-- end -->"
+        page.write_text(pattern.sub(lambda _, shown=shown: shown, page.read_text()))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
 """Tables and figures of what was measured (needs benchmarks/requirements.txt).
 
-python benchmarks/report.py                                # into docs/, and from `<!-- report: NAME -->` to its end
-python benchmarks/report.py runs/a runs/b --out /tmp/x     # these runs, as "yours", beside the published ones
+    python benchmarks/report.py
+    python benchmarks/report.py runs/a runs/b --out /tmp/x
+
+The first command writes the figures into docs/figures/, and the tables into README.md and the pages
+of docs/, each from `<!-- report: NAME -->` to its end. The second one shows these runs, as "yours",
+beside the published ones.
 """
 
 import itertools
@@ -20,61 +24,41 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PUBLISHED = pd.read_csv(
-    RESULTS / "published.csv"
-)  # returns: the paper's after 30 million steps of the v3 tasks
-PAPERS_UPDATES, TRAINING = 1_500_000, "step of 20 environments and update"
-MAIN = [
-    "DACERv2, T = 5",
-    "DACER, T = 20",
-    "DACER, T = 5",
-    *(f"official DACER (JAX), T = {T}" for T in (20, 5)),
-]
-VARIANTS = [
-    f"DACERv2, T = 5, {variant}"
-    for variant in ("eta = 0", "eta = 1", "eta = 3", "eta = 10", "w = 1")
-]
+# The returns are the paper's, after 30 million steps of the v3 tasks.
+PUBLISHED = pd.read_csv(RESULTS / "published.csv")
+PAPERS_UPDATES = 1_500_000
+TRAINING = "step of 20 environments and update"
+MAIN = ["DACERv2, T = 5", "DACER, T = 20", "DACER, T = 5"]
+MAIN += [f"official DACER (JAX), T = {T}" for T in (20, 5)]
+VARIANTS = [f"DACERv2, T = 5, eta = {eta}" for eta in (0, 1, 3, 10)]
+VARIANTS += ["DACERv2, T = 5, w = 1"]
 VARIANTS += [f"DACERv2, T = {T}" for T in (2, 10, 20)]
-COLOURS = dict(zip(MAIN, ["#0072B2", "#D55E00", "#009E73", "#000000", "#999999"]))
-COLOURS |= dict(
-    zip(
-        VARIANTS,
-        ["#E69F00", "#56B4E9", "#CC79A7", "#332288", "#AA4499", "#882255", "#44AA99", "#6E4B1E"],
-    )
-)
+PALETTE = ["#0072B2", "#D55E00", "#009E73", "#000000", "#999999"]  # of MAIN
+PALETTE += ["#E69F00", "#56B4E9", "#CC79A7", "#332288"]  # of VARIANTS
+PALETTE += ["#AA4499", "#882255", "#44AA99", "#6E4B1E"]
+COLOURS = dict(zip(MAIN + VARIANTS, PALETTE))
 ARGUMENTS = {
     "T": "diffusion_steps",
     "eta": "q_grad_weight",
     "c": "time_weight_c",
     "d": "time_weight_d",
 }
-SETTINGS = [
-    "noise_scale",
-    "num_envs",
-    "learning_starts",
-    "entropy_interval",
-    "total_timesteps",
-    "hidden_sizes",
-    "tau",
-]
-SETTINGS += [
-    "batch_size",
-    "learning_rate",
-    "alpha_lr",
-    "gamma",
-    "reward_scale",
-    "policy_frequency",
-    "eval_episodes",
-]
-BEST, HALF, LAST = (
-    "highest evaluation in the last 10%",
-    "mean evaluation in the second half",
-    "last evaluation",
-)
+SETTINGS = ["noise_scale", "num_envs", "learning_starts", "entropy_interval", "total_timesteps"]
+SETTINGS += ["hidden_sizes", "tau", "batch_size", "learning_rate", "alpha_lr", "gamma"]
+SETTINGS += ["reward_scale", "policy_frequency", "eval_episodes"]
+BEST = "highest evaluation in the last 10%"
+HALF = "mean evaluation in the second half"
+LAST = "last evaluation"
 TABLES = {
     "glance": f"task | algorithm | T | seeds | updates | of the papers' updates | {BEST} | {LAST}",
-    "returns": f"task | algorithm, T | seed | updates | {BEST} | each seed | 95% interval | {HALF} | {LAST} | hours",
-    "coverage": "goals | algorithm | T | eta | w(t) | seed | updates | coverage | worst seed | arrived, least | return",
+    "returns": (
+        f"task | algorithm, T | seed | updates | {BEST} | each seed | 95% interval"
+        f" | {HALF} | {LAST} | hours"
+    ),
+    "coverage": (
+        "goals | algorithm | T | eta | w(t) | seed | updates | coverage | worst seed"
+        " | arrived, least | return"
+    ),
     "eta": "task | algorithm, T | eta | seeds | updates | q_grad_norm | coverage | return",
 }
 
@@ -84,33 +68,25 @@ def read_run(path: Path) -> pd.DataFrame:
     try:
         args = json.loads((path / "args.json").read_text())
         known = {"run": str(path), "task": args["env_id"].split(":")[-1]}
-        known["kwargs"] = " ".join(
-            f"{key}={value}" for key, value in json.loads(args.get("env_kwargs", "{}")).items()
-        )
-        known["algorithm"] = args.get(
-            "label", "DACERv2" if "q_grad_weight" in args else "DACER"
-        ).split(", T =")[0]
+        kwargs = json.loads(args.get("env_kwargs", "{}"))
+        known["kwargs"] = " ".join(f"{key}={value}" for key, value in kwargs.items())
+        ours = "DACERv2" if "q_grad_weight" in args else "DACER"
+        known["algorithm"] = args.get("label", ours).split(", T =")[0]
         known |= {column: float(args.get(name, "nan")) for column, name in ARGUMENTS.items()}
         known |= {name: str(args[name]) for name in SETTINGS if name in args}
-        known |= {
-            name: int(args[name])
-            for name in ("seed", "num_envs", "learning_starts", "total_timesteps")
-        }
+        for name in ("seed", "num_envs", "learning_starts", "total_timesteps"):
+            known[name] = int(args[name])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        print(
-            f"report.py: error: {path} has no args.json of a run ({type(error).__name__}: {error})",
-            file=sys.stderr,
-        )
+        reason = f"{type(error).__name__}: {error}"
+        print(f"report.py: error: {path} has no args.json of a run ({reason})", file=sys.stderr)
         raise SystemExit(2) from error
     events = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
     points = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
 
-    def curve(
-        tag: str, field: str = "value"
-    ) -> pd.Series:  # of a step that was logged twice, the newest
-        return pd.Series(
-            {p.step: getattr(p, field) for p in points.get(tag, [])}, dtype=float
-        ).sort_index()
+    def curve(tag: str, field: str = "value") -> pd.Series:
+        """Of a step that was logged twice, it has the newest."""
+        values = {p.step: getattr(p, field) for p in points.get(tag, [])}
+        return pd.Series(values, dtype=float).sort_index()
 
     tags = {
         "return": "episodic_return",
@@ -124,15 +100,14 @@ def read_run(path: Path) -> pd.DataFrame:
     times = np.sort([p.wall_time for tag in points.values() for p in tag])
     worked = np.diff(times, prepend=times[0])
     worked[worked > 600] = 0  # between a run and its resumption
-    rows["hours"] = np.interp(
-        curve("eval/episodic_return", "wall_time"), times, worked.cumsum() / 3600
-    )
+    evaluated = curve("eval/episodic_return", "wall_time")
+    rows["hours"] = np.interp(evaluated, times, worked.cumsum() / 3600)
     norm = curve("losses/q_grad_norm").reindex(rows.index, method="nearest")
     return rows.assign(q_grad_norm=norm, **known).rename_axis("step").reset_index()
 
 
 def name_of(row: pd.Series) -> str:
-    """Algorithm, T, and what sets a run apart from the papers' settings, of which c is 2 / T."""
+    """Algorithm, T, and what sets a run apart from the papers' settings, where c is 2 / T."""
     name = row.algorithm + f", T = {row['T']:g}" * (row["T"] > 0)
     if row.algorithm == "DACERv2":
         name += f", eta = {row.eta:g}" if row.eta != 0.01 else ""
@@ -144,10 +119,12 @@ def name_of(row: pd.Series) -> str:
 
 
 def prepare(data: pd.DataFrame) -> pd.DataFrame:
-    """Adds updates, names, with the settings in which runs of one name differ, and colours; sorts."""
-    data["task"] = (
-        data.task + np.where(data.num_envs == 1, ", 1 environment ", " ") + data.kwargs
-    ).str.strip()
+    """Adds updates, names and colours, and sorts.
+
+    If runs of one name differ in a setting, it becomes a part of their names.
+    """
+    environments = np.where(data.num_envs == 1, ", 1 environment ", " ")
+    data["task"] = (data.task + environments + data.kwargs).str.strip()
     data["warm_up"] = -(-data.learning_starts // data.num_envs)
     data["update"] = (data.step // data.num_envs - data.warm_up).clip(lower=0)
     data["planned"] = data.total_timesteps // data.num_envs - data.warm_up
@@ -156,12 +133,10 @@ def prepare(data: pd.DataFrame) -> pd.DataFrame:
         varied = data.groupby(["task", "name"])[setting].transform("nunique", dropna=False) > 1
         data.loc[varied, "name"] += f", {setting} = " + data[setting].astype(str)
     data["constant"] = (data.c == 0) & (data.d == 0)
-    data["usual"] = (data.algorithm == "DACERv2") & (
-        data.eta == np.where(data.task.str.contains("MultiGoal"), 5, 0.01)
-    )
-    data["style"] = data.name.str.replace(r", eta = [\d.]+", "", regex=True).where(
-        data.usual, data.name
-    )
+    usual_eta = np.where(data.task.str.contains("MultiGoal"), 5, 0.01)
+    data["usual"] = (data.algorithm == "DACERv2") & (data.eta == usual_eta)
+    without_eta = data.name.str.replace(r", eta = [\d.]+", "", regex=True)
+    data["style"] = without_eta.where(data.usual, data.name)
     further = sorted(set(data["style"]) - set(COLOURS))
     COLOURS.update(zip(further, sns.husl_palette(len(further), l=0.4)))
     data["rank"] = data.algorithm.map({"DACERv2": 0, "DACER": 1}).fillna(2)
@@ -169,25 +144,30 @@ def prepare(data: pd.DataFrame) -> pd.DataFrame:
 
 
 def equally_long(data: pd.DataFrame) -> pd.DataFrame:
-    """Every task's groups after as many updates as two of them or more were to make; shorter ones are left out."""
-    length = data.groupby("task").planned.transform(
-        lambda p: p.groupby(data.name).max().nlargest(2).iloc[-1]
-    )
+    """Every task's groups after as many updates as two of them or more were to make.
+
+    Shorter ones are left out.
+    """
+
+    def second_longest(planned: pd.Series) -> float:
+        return planned.groupby(data.name).max().nlargest(2).iloc[-1]
+
+    length = data.groupby("task").planned.transform(second_longest)
     return data[(data.planned >= length) & (data["update"] <= length)].assign(planned=length)
 
 
 def summarise(data: pd.DataFrame) -> pd.DataFrame:
-    """One row per run: its last evaluation, the papers' score, the mean of the second half, and its state."""
+    """One row per run: its last evaluation, the papers' score, the mean of the second half, and its
+    state."""
     rows = []
     for _, run in data.groupby("run", sort=False):
         last = run.iloc[-1]
         end = (last.planned + last.warm_up) * last.num_envs
-        late, half = (
-            run["return"][run.step > 0.9 * end],
-            run["return"][2 * run["update"] > last.planned],
-        )
+        late = run["return"][run.step > 0.9 * end]
+        half = run["return"][2 * run["update"] > last.planned]
         state = "complete" if last.step >= end else f"stopped at {100 * last.step // end:.0f}%"
-        state = state if run["return"].notna().all() else "NaN" if last.step else "not evaluated"
+        if run["return"].isna().any():
+            state = "NaN" if last.step else "not evaluated"
         found = {
             "best": late.max(skipna=False),
             "late": len(late),
@@ -199,45 +179,46 @@ def summarise(data: pd.DataFrame) -> pd.DataFrame:
 
 
 def digits(values: pd.Series) -> int:
-    """Decimals that show the largest value with three digits, of thousands all."""
-    return int(np.clip(2 - np.floor(np.log10(np.nanmax([1, *np.abs(values)]))), 0, 2))
+    """The decimals that show the largest value with three digits; of thousands all digits show."""
+    largest = np.nanmax([1, *np.abs(values)])
+    return int(np.clip(2 - np.floor(np.log10(largest)), 0, 2))
 
 
 def ranged(values: pd.Series, each: bool = False) -> str:
-    """The mean, and the range of the seeds; or each."""
+    """The mean and the range of the seeds, or each of them."""
     shown = values.mean(skipna=False), values.min(), values.max(), *values
     mean, low, high, *all_ = (f"{value:.{digits(values)}f}" for value in shown)
-    return (
-        ", ".join(all_)
-        if each
-        else f"{mean} ({low} to {high})"
-        if values.count() == len(values) > 1
-        else mean
-    )
+    if each:
+        return ", ".join(all_)
+    return f"{mean} ({low} to {high})" if values.count() == len(values) > 1 else mean
 
 
 def interval(samples: list, statistic, form: str) -> str:
-    """95% percentile bootstrap interval, stratified if there are several samples."""
+    """The 95% percentile bootstrap interval, stratified if there are several samples."""
     if not np.isfinite(np.concatenate(samples)).all():
         return "-"
-    bounds = stats.bootstrap(
-        samples, statistic, n_resamples=5000, method="percentile", rng=0
-    ).confidence_interval
+    settings = {"n_resamples": 5000, "method": "percentile", "rng": 0}
+    bounds = stats.bootstrap(samples, statistic, **settings).confidence_interval
     return f"{bounds.low:{form}} to {bounds.high:{form}}"
 
 
 def cells(runs: pd.DataFrame) -> dict[str, object]:
     """What the tables say of one group of runs."""
-    first, form, states = (
-        runs.iloc[0],
-        f".{digits(runs.best)}f",
-        runs.state.value_counts().sort_index(),
-    )
-    notes = [
-        f"{count} {state}" for state, count in states.items() if set(states.index) != {"complete"}
-    ]
+    first = runs.iloc[0]
+    form = f".{digits(runs.best)}f"
+    states = runs.state.value_counts().sort_index()
+    notes = []
+    if set(states.index) != {"complete"}:
+        notes += [f"{count} {state}" for state, count in states.items()]
     notes += [f"seed {seed} repeated" for seed in runs.seed[runs.seed.duplicated()].unique()]
-    spread = f" +- {runs.coverage.std():.2f}" if runs.coverage.count() > 1 else ""
+    weight = "-"
+    if first.eta > 0:
+        weight = "1" if first.constant else f"exp({first.c:g} t - {-first.d:g})"
+    each = ", ".join(f"{value:{form}}" for value in runs.best) if runs.best.count() else "-"
+    coverage = "-"
+    if runs.coverage.notna().any():
+        coverage = f"{runs.coverage.mean(skipna=False):.2f}"
+        coverage += f" +- {runs.coverage.std():.2f}" if runs.coverage.count() > 1 else ""
     return {
         "task": first.task,
         "goals": first.kwargs.removeprefix("num_goals="),
@@ -245,26 +226,18 @@ def cells(runs: pd.DataFrame) -> dict[str, object]:
         "algorithm": first.algorithm + (" (yours)" if first.yours else ""),
         "T": f"{first['T']:g}",
         "eta": f"{first.eta:g}",
-        "w(t)": "-"
-        if not first.eta > 0
-        else "1"
-        if first.constant
-        else f"exp({first.c:g} t - {-first.d:g})",
+        "w(t)": weight,
         "seeds": len(runs),
         "seed": ", ".join(str(seed) for seed in runs.seed),
         "updates": f"{runs['update'].max():,.0f}" + (f" ({'; '.join(notes)})" if notes else ""),
         "of the papers' updates": f"{runs['update'].max() / PAPERS_UPDATES:.0%}",
         BEST: ranged(runs.best),
-        "each seed": ", ".join(f"{value:{form}}" for value in runs.best)
-        if runs.best.count()
-        else "-",
+        "each seed": each,
         "95% interval": interval([runs.best], np.mean, form) if len(runs) > 2 else "-",
         HALF: ranged(runs.half),
         LAST: ranged(runs["return"], runs["update"].nunique() > 1),
         "hours": f"{runs.hours.mean():.1f}",
-        "coverage": "-"
-        if runs.coverage.isna().all()
-        else f"{runs.coverage.mean(skipna=False):.2f}{spread}",
+        "coverage": coverage,
         "worst seed": f"{runs.coverage.min(skipna=False):.2f}",
         "arrived, least": f"{runs.arrived.min(skipna=False):.1%}",
         "return": f"{runs['return'].mean(skipna=False):.0f}",
@@ -274,56 +247,52 @@ def cells(runs: pd.DataFrame) -> dict[str, object]:
 
 def table(header: str, rows: list) -> str:
     lines = [header.split(" | "), ["---"] * (header.count(" | ") + 1), *rows]
-    return "\n".join(
-        "| " + " | ".join("-" if cell == "nan" else str(cell) for cell in line) + " |"
-        for line in lines
-    )
+    shown = [["-" if cell == "nan" else str(cell) for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in shown)
 
 
 def differences(runs: pd.DataFrame) -> str:
-    """By Welch's t-test; complete groups of two seeds or more, with equally many updates and late evaluations."""
+    """Differences between algorithms, by Welch's t-test.
+
+    It compares complete groups of two seeds or more, with equally many updates and late
+    evaluations.
+    """
+
+    def is_fit(state: pd.Series) -> bool:
+        return len(state) > 1 and (state == "complete").all()
+
     rows = []
-    fit = runs.groupby(["task", "name"]).state.transform(
-        lambda state: len(state) > 1 and (state == "complete").all()
-    )
-    for (task, _, _), alike in runs[fit.astype(bool)].groupby(
-        ["task", "planned", "late"], sort=False
-    ):
-        for (first, one), (second, two) in itertools.combinations(
-            alike.groupby("name", sort=False), 2
-        ):
-            rows.append([task, first, second])
+    fit = runs.groupby(["task", "name"]).state.transform(is_fit).astype(bool)
+    for (task, _, _), alike in runs[fit].groupby(["task", "planned", "late"], sort=False):
+        groups = alike.groupby("name", sort=False)
+        for (first, one), (second, two) in itertools.combinations(groups, 2):
+            row = [task, first, second]
             for score in ("best", "half"):
-                test, form = (
-                    stats.ttest_ind(one[score], two[score], equal_var=False),
-                    f".{digits(alike[score])}f",
-                )
-                (low, high), mean = (
-                    test.confidence_interval(),
-                    one[score].mean() - two[score].mean(),
-                )
-                rows[-1] += [
-                    f"{mean:+{form}} ({low:{form}} to {high:{form}})",
-                    f"{test.pvalue:.2g}",
-                ]
+                form = f".{digits(alike[score])}f"
+                mean = one[score].mean() - two[score].mean()
+                test = stats.ttest_ind(one[score], two[score], equal_var=False)
+                low, high = test.confidence_interval()
+                row.append(f"{mean:+{form}} ({low:{form}} to {high:{form}})")
+                row.append(f"{test.pvalue:.2g}")
+            rows.append(row)
     return table(f"task | algorithm | minus | {BEST} | p | {HALF} | p", rows)
 
 
 def iqm(runs: pd.DataFrame) -> str:
-    """Interquartile means of groups with two seeds or more on two tasks or more, over the tasks that all share."""
+    """Interquartile means of groups with two seeds or more on two tasks or more, over the tasks
+    that all share."""
+
+    def mean(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
+        return stats.trim_mean(np.concatenate(samples, axis), 0.25, axis)
+
     paper = PUBLISHED[PUBLISHED.what.str.startswith("DACER")].set_index("task")["return"]
-    runs = runs[
-        runs.task.isin(paper.index) & (runs.groupby(["task", "name"]).seed.transform("size") > 1)
-    ]
+    seeds = runs.groupby(["task", "name"]).seed.transform("size")
+    runs = runs[runs.task.isin(paper.index) & (seeds > 1)]
     runs = runs[runs.groupby("name").task.transform("nunique") > 1]
     runs = runs[runs.groupby("task").name.transform("nunique") == runs.name.nunique()]
-    rows, mean = (
-        [],
-        lambda *samples, axis=-1: stats.trim_mean(np.concatenate(samples, axis), 0.25, axis),
-    )
-    for name, group in runs.assign(share=runs.best / runs.task.map(paper)).groupby(
-        "name", sort=False
-    ):
+    runs = runs.assign(share=runs.best / runs.task.map(paper))
+    rows = []
+    for name, group in runs.groupby("name", sort=False):
         each = [share for _, share in group.groupby("task", sort=False).share]
         tasks = ", ".join(group.task.unique())
         rows.append([name, tasks, len(group), f"{mean(*each):.3f}", interval(each, mean, ".3f")])
@@ -331,69 +300,58 @@ def iqm(runs: pd.DataFrame) -> str:
 
 
 def speed(rows: pd.DataFrame) -> str:
-    """A column for each thing that was timed; what all rows share stands above the table."""
+    """A column for each thing that was timed. What all rows share stands above the table."""
     shared = [column for column in rows if rows[column].nunique() == 1]
     keys = [column for column in rows if column not in ("ms", *shared)]
-    wide = (
-        rows.groupby(keys).ms.median().unstack("what")[rows.what.unique()].reset_index().fillna("-")
-    )
+    medians = rows.groupby(keys).ms.median().unstack("what")
+    wide = medians[rows.what.unique()].reset_index().fillna("-")
     wide = wide.map(lambda cell: f"{float(f'{cell:.3g}'):g}" if isinstance(cell, float) else cell)
     said = "; ".join(f"{column}: {rows[column].iloc[0]}" for column in shared)
     return f"Milliseconds. {said}.\n\n{table(' | '.join(wide), wide.to_numpy().tolist())}"
 
 
 def draw(path: Path, panels: dict[str, pd.DataFrame]) -> None:
-    """From three seeds on their mean and its 95% interval, as far as all go; of fewer, or unfinished, each seed."""
-    figure, handles = (
-        plt.figure(layout="constrained", figsize=(max(7.5, 3.6 * len(panels)), 4.5)),
-        {},
-    )
+    """From three seeds on it shows their mean and its 95% interval, as far as all go. Of fewer, or
+    of unfinished ones, it shows each seed."""
+    handles = {}
+    figure = plt.figure(layout="constrained", figsize=(max(7.5, 3.6 * len(panels)), 4.5))
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)
     for axis, (title, data) in zip(axes[0], panels.items()):
         score = "coverage" if data.coverage.notna().any() else "return"
         for name, group in data.groupby("name", sort=False):
-            runs, key = summarise(group), group["style"].iloc[0]
+            runs = summarise(group)
             stopped = runs[runs.state != "complete"]
-            style = {
-                "x": "update",
-                "y": score,
-                "color": COLOURS[key],
-                "ls": "-" if key in MAIN else "--",
-                "ax": axis,
-            }
+            key = group["style"].iloc[0]
+            style = {"x": "update", "y": score, "color": COLOURS[key], "ax": axis}
+            style["ls"] = "-" if key in MAIN else "--"
             if (len(runs) < 3 or len(stopped)) and group[score].notna().any():
-                sns.lineplot(
-                    group, units="run", estimator=None, lw=1.5 if len(runs) < 3 else 0.6, **style
-                )
+                width = 1.5 if len(runs) < 3 else 0.6
+                sns.lineplot(group, units="run", estimator=None, lw=width, **style)
             if len(runs) > 2:
                 shared = group[group.groupby("update").run.transform("size") == len(runs)]
                 sns.lineplot(shared, seed=0, lw=2, err_kws={"alpha": 0.12, "lw": 0}, **style)
             axis.plot(stopped["update"], stopped[score], "x", color=COLOURS[key])
-            label = f"{name} ({', '.join([f'{len(runs)} seed' + 's' * (len(runs) > 1), *stopped.state])})"
+            seeds = f"{len(runs)} seed" + "s" * (len(runs) > 1)
+            label = f"{name} ({', '.join([seeds, *stopped.state])})"
             handles[label] = plt.Line2D([], [], color=COLOURS[key], ls=style["ls"], lw=2)
         for line in PUBLISHED[PUBLISHED.task == title].to_dict("records"):
-            seen = (
-                line["return"] <= 1.3 * data["return"].max()
-            )  # one far above would press the curves together
-            label = f"{'' if seen else 'above the picture: '}{line['what']}: {line['return']:,}"
-            handles[label] = (
-                axis.axhline(line["return"], color="0.4", ls=":")
-                if seen
-                else plt.Line2D([], [], ls="")
-            )
+            label = f"{line['what']}: {line['return']:,}"
+            # A line far above would press the curves together.
+            if line["return"] <= 1.3 * data["return"].max():
+                handles[label] = axis.axhline(line["return"], color="0.4", ls=":")
+            else:
+                handles[f"above the picture: {label}"] = plt.Line2D([], [], ls="")
         axis.set(title=title, xlabel="updates", ylabel=f"{score}, no exploration noise")
         axis.grid(alpha=0.25)
         n, w = data[["num_envs", "warm_up"]].iloc[0]
-        if (data.num_envs == n).all() and (
-            data.warm_up == w
-        ).all():  # updates and steps have one ratio
+        # Only then have updates and steps one ratio.
+        if (data.num_envs == n).all() and (data.warm_up == w).all():
             functions = (
-                (lambda u, n=n, w=w: (u + w) * n / 1e6),
-                (lambda s, n=n, w=w: s * 1e6 / n - w),
+                lambda u, n=n, w=w: (u + w) * n / 1e6,
+                lambda s, n=n, w=w: s * 1e6 / n - w,
             )
-            axis.secondary_xaxis("top", functions=functions).set_xlabel(
-                "environment steps (millions)"
-            )
+            above = axis.secondary_xaxis("top", functions=functions)
+            above.set_xlabel("environment steps (millions)")
     columns = 1 if max(map(len, handles)) > 62 else 2 + len(panels) // 3
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, fontsize=8)
     figure.savefig(path, dpi=80, metadata={"Software": None}, pil_kwargs={"optimize": True})
@@ -401,17 +359,21 @@ def draw(path: Path, panels: dict[str, pd.DataFrame]) -> None:
 
 
 def main(runs: tyro.conf.Positional[tuple[Path, ...]] = (), out: Path = Path("report")) -> None:
-    """Tables and figures of the published results, or of these runs beside them, in the folder `out`."""
+    """Tables and figures of the published results, or of these runs beside them.
+
+    The latter go into the folder `out`.
+    """
     data = pd.read_csv(RESULTS / "evaluations.csv").fillna({"kwargs": ""}).assign(yours=False)
     if runs:
         named = pd.concat([read_run(path) for path in dict.fromkeys(runs)]).assign(yours=True)
         out.mkdir(parents=True, exist_ok=True)
-        data = pd.concat(
-            [data[(data.task + data.kwargs).isin(named.task + named.kwargs)], named],
-            ignore_index=True,
-        )
+        beside = data[(data.task + data.kwargs).isin(named.task + named.kwargs)]
+        data = pd.concat([beside, named], ignore_index=True)
     data = prepare(data)
-    v2, five, plain = data.algorithm == "DACERv2", data["T"] == 5, data.usual & ~data.constant
+    v2 = data.algorithm == "DACERv2"
+    five = data["T"] == 5
+    plain = data.usual & ~data.constant
+    weighted = v2 & five & ~data.constant
     data["variant"] = v2 & ~(five & plain)
     goals = data.groupby("task").coverage.transform("count") > 0
     ablations = equally_long(data[v2 & ~goals])
@@ -422,31 +384,24 @@ def main(runs: tyro.conf.Positional[tuple[Path, ...]] = (), out: Path = Path("re
         "returns": compared,
         "ablations": ablations,
         "coverage": data[goals],
+        "eta": equally_long(data[weighted]),
     }
-    shown["eta"] = equally_long(data[weighted := v2 & five & ~data.constant])
     tables = {"differences": differences(summarise(compared)), "iqm": iqm(summarise(compared))}
     for name, rows in shown.items():
-        groups = [
-            cells(group) for _, group in summarise(rows).groupby(["task", "name"], sort=False)
-        ]
+        groups = summarise(rows).groupby(["task", "name"], sort=False)
+        told = [cells(group) for _, group in groups]
         header = TABLES[name.replace("ablations", "returns")]
-        tables[name] = table(
-            header, [[group[column] for column in header.split(" | ")] for group in groups]
-        )
+        columns = header.split(" | ")
+        tables[name] = table(header, [[words[column] for column in columns] for words in told])
     times = pd.read_csv(RESULTS / "speed.csv")
     gpu = times.machine.str.contains("NVIDIA")
     tables |= {"speed": speed(times[~gpu]), "gpu": speed(times[gpu])}
-    cost = times[
-        ~gpu & (times.what == TRAINING) & ((times.script == "dacer") == (times["T"] == 20))
-    ]
-    cost = (
-        (cost.pivot(index="task", columns="script", values="ms") * PAPERS_UPDATES / 3.6e6)
-        .round()
-        .astype(int)
-    )
-    tables["cost"] = table(
-        "task | DACER, T = 20 | DACERv2, T = 5", [[task, *row] for task, row in cost.T.items()]
-    )
+    usual = (times.script == "dacer") == (times["T"] == 20)
+    cost = times[~gpu & (times.what == TRAINING) & usual]
+    cost = cost.pivot(index="task", columns="script", values="ms")
+    hours = (cost * PAPERS_UPDATES / 3.6e6).round().astype(int)
+    lines = [[task, *row] for task, row in hours.T.items()]
+    tables["cost"] = table("task | DACER, T = 20 | DACERv2, T = 5", lines)
     figures = {task: {task: rows} for task, rows in compared.groupby("task", sort=False)}
     for task, rows in ablations.groupby("task", sort=False):
         panels = {
@@ -456,31 +411,25 @@ def main(runs: tyro.conf.Positional[tuple[Path, ...]] = (), out: Path = Path("re
         figures[f"{task}-ablations"] = {
             f"{task}: {title}": part for title, part in panels.items() if len(part)
         }
-    for end, on in {
-        "": data.yours | ~v2 | data.usual & five,
-        "-eta": weighted,
-        "-steps": plain,
-    }.items():
+    selections = {"": data.yours | ~v2 | data.usual & five, "-eta": weighted, "-steps": plain}
+    for end, on in selections.items():
         parts = data[goals & on].groupby("task")
         figures[f"coverage{end}"] = {task: part for task, part in parts if part.name.nunique() > 1}
     figures = {re.sub(r"[^\w.-]+", "-", name): panels for name, panels in figures.items() if panels}
+    folder = out if runs else ROOT / "docs" / "figures"
     for name, panels in figures.items():
-        draw((out if runs else ROOT / "docs" / "figures") / f"{name}.png", panels)
+        draw(folder / f"{name}.png", panels)
     if runs:
-        told = [
-            t
-            for t in tables
-            if t not in ("glance", "speed", "gpu", "cost") and tables[t].count("\n") > 1
-        ]
-        parts = [f"## {name}\n\n{tables[name]}" for name in told] + [
-            f"![{name}]({name}.png)" for name in figures
-        ]
+        left_out = ("glance", "speed", "gpu", "cost")
+        told = [t for t in tables if t not in left_out and tables[t].count("\n") > 1]
+        parts = [f"## {name}\n\n{tables[name]}" for name in told]
+        parts += [f"![{name}]({name}.png)" for name in figures]
         (out / "report.md").write_text("\n\n".join(parts) + "\n")
+        return
     pattern = re.compile(r"(<!-- report: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-    for path in [] if runs else [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        path.write_text(
-            pattern.sub(lambda mark: f"{mark[1]}\n{tables[mark[2]]}\n\n{mark[3]}", path.read_text())
-        )
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = page.read_text()
+        page.write_text(pattern.sub(lambda m: f"{m[1]}\n{tables[m[2]]}\n\n{m[3]}", text))
 
 
 if __name__ == "__main__":

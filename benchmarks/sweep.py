@@ -1,12 +1,14 @@
-"""Runs a grid of commands x tasks x seeds, several at a time.
+r"""Runs a grid of commands x tasks x seeds, several at a time.
 
-    python benchmarks/sweep.py --commands "dacer.py" "dacer_v2.py --q-grad-weight 0" --env-ids HalfCheetah-v4 Hopper-v4 \\
-        --seeds 1 2 --processes 2 -- --total-timesteps 1230000
+    python benchmarks/sweep.py --commands "dacer.py" "dacer_v2.py --q-grad-weight 0" \
+        --env-ids HalfCheetah-v4 Hopper-v4 --seeds 1 2 --processes 2 -- --total-timesteps 1230000
 
-Each job has a folder of its own, runs/sweep/<job>, named after its arguments: its run lies there under runs/, what it
-printed in log.txt. The same command, given again, goes on: it skips what is done, resumes what has a checkpoint and
-starts the rest. Ctrl-C and SIGTERM end the running jobs, which keep their last checkpoint. With --ray (`pip install
-ray`) jobs are tasks of a Ray cluster whose machines share this folder; one that loses its machine goes on on another.
+Each job has a folder of its own, runs/sweep/<job>, named after its arguments. Its run lies there
+under runs/, and what it printed lies there in log.txt. The same command, given again, goes on: it
+skips what is done, resumes what has a checkpoint and starts the rest. Ctrl-C and SIGTERM end the
+running jobs, which keep their last checkpoint. With --ray (`pip install ray`) jobs are tasks of a
+Ray cluster, which runs as many at a time as it can. Its machines share this folder; a job that
+loses its machine goes on on another.
 """
 
 import fcntl
@@ -32,23 +34,14 @@ STOP = []  # not empty once the jobs of this machine are to end
 
 @dataclass
 class Options:
-    arguments: tyro.conf.Positional[
-        tuple[str, ...]
-    ] = ()  # after `--`: further arguments of all jobs
+    arguments: tyro.conf.Positional[tuple[str, ...]] = ()  # after `--`: arguments of all jobs
     env_ids: tuple[str, ...] = ("HalfCheetah-v4",)  # tasks
-    commands: tuple[str, ...] = (
-        "dacer.py",
-        "dacer_v2.py",
-    )  # scripts, each with the arguments that set it apart
+    commands: tuple[str, ...] = ("dacer.py", "dacer_v2.py")  # scripts, each with its own arguments
     seeds: tuple[int, ...] = (1,)  # seeds
     processes: int = 1  # jobs at a time on this machine
-    threads: int | None = (
-        None  # CPU threads of each job; None: this machine's cores, shared out among the processes
-    )
+    threads: int | None = None  # CPU threads of each job; None: the jobs share this machine's cores
     retries: int = 2  # how often a job that was killed is resumed
-    ray: str | None = (
-        None  # address of a Ray cluster ("auto", or "local" to start one) that runs as many as it can
-    )
+    ray: str | None = None  # address of a Ray cluster to run all on; "auto"; "local" to start one
     gpus: float = 0.0  # with --ray: GPUs of each job, also a fraction of one
 
 
@@ -58,11 +51,13 @@ def fail(message: str) -> None:
 
 
 def make_jobs(options: Options) -> dict[Path, list[str]]:
-    """Folder and command of each job. Arguments that a script does not take end the program, before anything runs."""
+    """The folder and the command of each job.
+
+    Arguments that a script does not take end the program, before anything runs.
+    """
     jobs = {}
-    for command, env_id, seed in itertools.product(
-        options.commands, options.env_ids, options.seeds
-    ):
+    grid = itertools.product(options.commands, options.env_ids, options.seeds)
+    for command, env_id, seed in grid:
         script, *own = shlex.split(command) or [""]
         path = (ROOT / script).with_suffix(".py")
         sys.path.insert(0, str(path.parent))
@@ -82,20 +77,20 @@ def make_jobs(options: Options) -> dict[Path, list[str]]:
 
 
 def run_job(folder: Path, command: list[str], environment: dict[str, str], retries: int) -> int:
-    """Runs a job, or what is missing of it, on this machine of the cluster; returns its exit code."""
+    """Runs a job, or what is missing of it, on this machine of the cluster. Returns its exit
+    code."""
     folder.mkdir(parents=True, exist_ok=True)
     env = os.environ | environment
     with (folder / "log.txt").open("a") as log:
-        fcntl.flock(
-            log, fcntl.LOCK_EX
-        )  # the script holds it too: one that outlived its sweep is waited for
+        # The script holds the lock too: one that outlived its sweep is waited for.
+        fcntl.flock(log, fcntl.LOCK_EX)
         for _ in range(retries + 1):
             if STOP or (folder / "done").exists():
                 return 0
             saved = sorted(folder.glob("runs/*/checkpoint.pt"), key=os.path.getmtime)
             arguments = ["--resume", str(saved[-1].parent)] if saved else command[1:]
             full = [sys.executable, command[0], *arguments]
-            # A session of its own: Ctrl-C reaches the sweep alone, which ends each job once
+            # It has a session of its own: Ctrl-C reaches the sweep alone, which ends each job once.
             process = subprocess.Popen(
                 full, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True
             )
@@ -115,7 +110,8 @@ def run_job(folder: Path, command: list[str], environment: dict[str, str], retri
 def last(pattern: str, folder: Path) -> str:
     """What a job printed last that matches."""
     log = folder / "log.txt"
-    return ["", *re.findall(pattern, log.read_text(errors="replace") if log.exists() else "")][-1]
+    text = log.read_text(errors="replace") if log.exists() else ""
+    return ["", *re.findall(pattern, text)][-1]
 
 
 def main(options: Options) -> int:
@@ -123,10 +119,8 @@ def main(options: Options) -> int:
         fail("--processes and --threads must be 1 or more, --retries and --gpus 0 or more")
     jobs = make_jobs(options)
     threads = options.threads or max(1, (os.cpu_count() or 1) // options.processes)
-    modules = [
-        "",
-        *os.environ.get("PYTHONPATH", "").split(os.pathsep),
-    ]  # "" is this folder, which a job leaves
+    # "" is this folder, which a job leaves.
+    modules = ["", *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     environment = {
         "OMP_NUM_THREADS": str(threads),
         "PYTHONPATH": os.pathsep.join(map(os.path.abspath, modules)),
@@ -140,28 +134,28 @@ def main(options: Options) -> int:
         import ray
 
         ray.init(address=options.ray)
-        remote = ray.remote(num_cpus=threads, num_gpus=options.gpus, max_retries=options.retries)(
-            run_job
-        )
+        needs = {"num_cpus": threads, "num_gpus": options.gpus, "max_retries": options.retries}
+        remote = ray.remote(**needs)(run_job)
         refs = [remote.remote(*task) for task in tasks]
         futures = [ref.future() for ref in refs]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # after Ray, which sets one too
-    folders, pending, failed = dict(zip(futures, jobs)), set(futures), 0
+    folders = dict(zip(futures, jobs))
+    pending = set(futures)
+    failed = 0
     try:
         while pending:
             finished, pending = wait(pending, timeout=60, return_when=FIRST_COMPLETED)
             for future in finished:
-                folder, code = folders[future], future.exception() or future.result()
+                folder = folders[future]
+                code = future.exception() or future.result()
                 failed += code != 0
                 said = last("[^\r\n]*Error[^\r\n]*", folder) or last("[^\r\n]+", folder)
                 print(f"{folder.name}: FAILED ({code}): {said}" if code else f"{folder.name}: done")
-            print(
-                f"{len(jobs) - len(pending) - failed} done, {failed} failed, {len(pending)} to go",
-                flush=True,
-            )
+            done = len(jobs) - len(pending) - failed
+            print(f"{done} done, {failed} failed, {len(pending)} to go", flush=True)
             for folder in map(folders.get, pending):
-                if percent := last("[0-9]+%", folder):
-                    print(f"  {folder.name}: {percent}", flush=True)
+                if progress := last(r"[\d,]+ of [\d,]+ steps", folder):
+                    print(f"  {folder.name}: {progress}", flush=True)
     except KeyboardInterrupt:
         STOP.append(True)
         for ref in refs:
