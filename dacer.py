@@ -19,11 +19,12 @@ in the losses, too. An update computes all gradients before any parameter moves:
 
     critics:  the means m_i(s, a) and stds sigma_i(s, a), i = 1, 2, of the return by DSAC's loss,
               with y = reward_scale r + gamma (1 - terminated) min_i m_i'(s', a'), a' ~ policy(s')
-    policy:   minimise -min_i m_i(s, a), a ~ policy(s), through all T steps     every 2nd update
-    targets:  m_i' and sigma_i' are of Polyak averages of the critics           every 2nd update
-    alpha:    log_alpha <- log_alpha - Adam(H - H_target), H_target = -0.9 d, every
-              entropy_interval updates; a Gaussian mixture fitted to 200 actions of each state
-              estimates the policy's entropy H; d is the actions' dimension
+    policy:   minimise -min_i m_i(s, a), a ~ policy(s), through all T steps
+    targets:  m_i' and sigma_i' are of Polyak averages of the critics
+    alpha:    log_alpha <- log_alpha - Adam(H - H_target), H_target = -0.9 dim(a); a Gaussian
+              mixture fitted to 200 actions of each state estimates the policy's entropy H
+
+Critics learn in every update, policy and targets in every 2nd, alpha every entropy_interval.
 """
 
 # /// script
@@ -58,7 +59,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-ALGORITHM, VERSION = "dacer", 2  # A checkpoint names them.
+ALGORITHM, VERSION = "dacer", 2  # in checkpoints
 SCRIPT = Path(globals().get("__file__", f"{ALGORITHM}.py"))  # A notebook's cell has no file.
 
 
@@ -74,10 +75,10 @@ class Args:
     compile: bool = True  # takes a minute or two, then up to twice as fast
     exp_name: str = SCRIPT.stem  # part of the folder's name
     diffusion_steps: int = 20  # T
-    noise_scale: float | None = None  # lambda; None here and below: by task
+    noise_scale: float | None = None  # lambda; None: by task
     hidden_sizes: tuple[int, ...] | None = None  # of the hidden layers
     learning_starts: int | None = None  # environment steps with random actions
-    entropy_interval: int | None = None  # updates per step of alpha; else 1/150 of all
+    entropy_interval: int | None = None  # updates per step of alpha; None: 1/150 of all
     entropy_samples: int = 200  # actions per state for the entropy estimate
     learning_rate: float = 1e-4  # Adam's, of policy and critics
     alpha_lr: float = 0.03  # Adam's, of log_alpha
@@ -94,7 +95,7 @@ class Args:
     evaluate: str | None = None  # a run's folder (last.pt) or best.pt to evaluate
 
 
-# For arguments that are None, by task, as in the papers; MultiGoal's are this project's.
+# What replaces None, by task, as in the papers; MultiGoal's are this project's.
 DEFAULTS = {"noise_scale": 0.1, "hidden_sizes": (256, 256, 256), "learning_starts": 30_000}
 TASKS = {
     "Humanoid": {"noise_scale": 0.15, "hidden_sizes": (512, 512, 512), "learning_starts": 200_000},
@@ -107,7 +108,7 @@ TASKS = {
 
 
 class Mish(nn.Module):
-    """mish(x) = x tanh(softplus(x)) = x n / (n + 2), n = e^x (e^x + 2): faster, compiled."""
+    """mish(x) = x tanh(softplus(x)) = x n / (n + 2), n = e^x (e^x + 2), faster if compiled."""
 
     def forward(self, x: Tensor) -> Tensor:
         e = x.clamp(max=20.0).exp()  # Beyond 20 the quotient is 1.
@@ -151,7 +152,7 @@ class DiffusionPolicy(nn.Module):
     # of t). What does not change in a chain is computed once.
 
     def fixed_parts(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """W_s s + bias of states (..., obs_dim), (..., H), and W_t e_t of t = 1..T, (T, H)."""
+        """W_s s + bias, (..., width), of states (..., obs_dim), and W_t e_t, (T, width)."""
         first = self.eps_net[0]
         W_s, _, W_t = first.weight.split(self.dims, dim=1)
         return F.linear(obs, W_s, first.bias), F.linear(self.time_mlp(self.time_embedding), W_t)
@@ -159,7 +160,7 @@ class DiffusionPolicy(nn.Module):
     def eps_theta(self, state_part: Tensor, x: Tensor, time_part: Tensor) -> Tensor:
         """The predicted noise eps_theta(s, x_t, t), (..., d), of x_t (..., d)."""
         _, W_x, _ = self.eps_net[0].weight.split(self.dims, dim=1)
-        first_layer = state_part + F.linear(x, W_x) + time_part  # (..., H)
+        first_layer = state_part + F.linear(x, W_x) + time_part  # (..., width)
         return self.eps_net[1:](first_layer)
 
     def denoise(self, state_part: Tensor, time_parts: Tensor, noise: Tensor) -> Tensor:
@@ -213,12 +214,12 @@ def mixture_entropy(actions: Tensor, K: int = 3, rng: torch.Generator | None = N
     x = actions.mT.double().contiguous()  # (S, d, n); thin covariances need doubles.
     weight, mean, chol = m_step(x, k_means(actions, K, rng).double())
     likelihood = x.new_full((len(x),), -math.inf)
-    active = torch.arange(len(x), device=x.device)  # the states whose likelihood still changes
+    active = torch.arange(len(x), device=x.device)  # whose likelihood still changes
     for _ in range(100):
-        resp, new = e_step(x[active], weight[active], mean[active], chol[active])
+        resp, now = e_step(x[active], weight[active], mean[active], chol[active])
         weight[active], mean[active], chol[active] = m_step(x[active], resp)
-        change = (new - likelihood[active]).abs()
-        likelihood[active] = new
+        change = (now - likelihood[active]).abs()
+        likelihood[active] = now
         active = active[change >= 1e-3]
         if len(active) == 0:
             break
@@ -303,7 +304,7 @@ class Agent(nn.Module):
         """Actions (n, d) with exploration noise for observations (n, obs_dim)."""
         obs = torch.as_tensor(obs, dtype=torch.float32, device=self.args.device)
         noise = self.policy.draw_noise(len(obs), rng=self.rng)
-        return self.policy(obs, noise, self.noise_std()).clone()  # as in `update`
+        return self.policy(obs, noise, self.noise_std()).clone()  # A CUDA graph reuses its result.
 
     def critic_loss(self, batch: Batch, noise: Tensor, z: Tensor) -> tuple[Tensor, Tensor, dict]:
         """DSAC's loss of both critics, the new omega (2,), and statistics.
@@ -312,11 +313,11 @@ class Agent(nn.Module):
                       + sigma_i [((y_b - m_i)^2 - sigma_i^2) / (sigma_i^3 + 0.1)])
         y       = reward_scale r + gamma (1 - terminated) m_j',  j = argmin_i m_i' of each sample
         y_z     = reward_scale r + gamma (1 - terminated) (m_j' + sigma_j' clip(z_j, -3, 3))
-        y_b     = m_i + clip(y_z - m_i, -3 omega_i, 3 omega_i),  z ~ N(0, I)
-        omega_i = running mean of mean(sigma_i)
+        y_b     = m_i + clip(y_z - m_i, -3 omega_i, 3 omega_i)
+        omega_i = running mean of mean(sigma_i),  z ~ N(0, 1)
 
-        [...] is held constant: but for the 0.1 it is the slope of log N(y; m_i, sigma_i) in m_i or
-        sigma_i. omega_i^2 makes up for its 1 / sigma_i^2. The constants are DSAC's.
+        [...] is held constant. But for the 0.1 it is the slope of log N(.; m_i, sigma_i): at y in
+        m_i, at y_b in sigma_i. omega_i^2 makes up for its 1 / sigma_i^2. The constants are DSAC's.
         """
         args = self.args
         with torch.no_grad():
@@ -386,7 +387,7 @@ class Agent(nn.Module):
         noise = self.policy.draw_noise(B, rng=self.rng)
         return next_noise, z, noise
 
-    @torch.enable_grad()  # A task may switch gradients off.
+    @torch.enable_grad()  # Tasks may switch gradients off.
     def update(self, batch: Batch, number: int) -> dict[str, Tensor]:
         """The update of this number, from 0 on. Returns statistics, a scalar each."""
         update_policy = number % self.args.policy_frequency == 0
@@ -407,26 +408,26 @@ class Agent(nn.Module):
 
 
 def compile_agent(agent: Agent) -> None:
-    """Makes updates and actions faster, the same but for rounding. It may go, with its call."""
+    """Makes updates and actions faster, the same but for rounding; can be deleted."""
     cpu = agent.args.device == "cpu"
     options = {"triton.cudagraphs": not cpu}
     options["shape_padding"] = False  # It leaves gaps in gradients, which Adam does not take.
     backward = torch.compile(type(agent).backward, fullgraph=True, dynamic=False, options=options)
-    with_gradients = torch._dynamo.config.patch(trace_autograd_ops=True)  # in the same graph
-    agent.backward = MethodType(with_gradients(backward), agent)
+    tracing = torch._dynamo.config.patch(trace_autograd_ops=True)  # compiles loss.backward(), too
+    agent.backward = MethodType(tracing(backward), agent)
     options = options | {"size_asserts": False}
     options["cpp_wrapper"] = cpu  # C++ calls an action's kernels faster than Python.
-    options["post_grad_fusion_options"] = {"decompose_mm_pass": {}}  # One row: sums, not products.
+    options["post_grad_fusion_options"] = {"decompose_mm_pass": {}}  # one row: sums
     agent.policy.compile(dynamic=False, options=options)
 
 
 # ======== Around it: environments, evaluation, saving, training ========
 
-TIMEOUT = 600.0  # seconds for a start, reset or step of environments in other processes
+TIMEOUT = 600.0  # seconds for a reset or step of environments in other processes
 EVAL_STEPS = 10_000  # An evaluation cuts longer episodes.
 LIMIT = """set a limit: --env-kwargs '{"max_episode_steps": 1000}'"""
-MAY_CHANGE = {"async_envs", "eval_episodes", "total_timesteps"}  # when a run goes on
-CHANGE_BITS = {"seed", "device", "compile", "checkpoint_interval", "buffer_size"}  # with results
+MAY_CHANGE = {"async_envs", "eval_episodes", "total_timesteps"}  # on --resume
+CHANGE_BITS = {"seed", "device", "compile", "checkpoint_interval", "buffer_size"}  # so may these
 
 
 def say(text: str) -> None:
@@ -491,7 +492,7 @@ class Plain(gym.wrappers.FlattenObservation):
         return obs, float(np.asarray(reward).item()), bool(terminated), bool(truncated), {}
 
     def call(self, function: Callable, *args, **kwargs):
-        """What the task raises becomes an error that ends the run and can be pickled."""
+        """What the task raises, as an error that ends the run and can be pickled."""
         try:
             return function(*args, **kwargs)
         except (Exception, SystemExit) as error:
@@ -543,7 +544,7 @@ def check_finite(step: int, values: dict) -> None:
 
 
 def derive_seed(*numbers: int) -> int:
-    """A seed made of numbers, of 30 bits, as some tasks take no more."""
+    """A seed of 30 bits made of numbers; some tasks take no more."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0] >> 2)
 
 
@@ -580,7 +581,7 @@ def evaluate(act: Callable, envs: gym.vector.VectorEnv, episodes: int, seed: int
         rounds.append(returns)
     returns = np.concatenate(rounds)[:episodes]
     scores = {"episodic_return": float(returns.mean()), "episodic_return_std": float(returns.std())}
-    if hasattr(envs.envs[0].unwrapped, "policy_report"):  # as multigoal_env.py has
+    if hasattr(envs.envs[0].unwrapped, "policy_report"):  # see multigoal_env.py
         scores |= envs.envs[0].unwrapped.policy_report(act)
     return returns, scores
 
@@ -616,7 +617,7 @@ def load_agent(path: str | Path, device: str = "cpu", compile: bool = False) -> 
     """The trained agent of a run's folder, or of a file in it."""
     saved = load_checkpoint(path)
     agent = Agent(*saved["dims"], Args(**saved["args"] | {"device": device, "compile": compile}))
-    agent.load_state_dict(agent.state_dict() | saved["agent"])  # Published: no targets.
+    agent.load_state_dict(agent.state_dict() | saved["agent"])  # Published files lack targets.
     return agent
 
 
@@ -630,17 +631,18 @@ def resolve(args: Args) -> Args:
         is_count = field.type in (int, int | None, tuple[int, ...] | None)
         if value is None or not (is_count or field.type in (float, float | None)):
             continue
-        least = int(is_count and name not in ("seed", "learning_starts", "eval_episodes"))
+        may_be_0 = not is_count or name in ("seed", "learning_starts", "eval_episodes")
+        least = 0 if may_be_0 else 1
         most = 1 if name in ("gamma", "tau") else 10**15
         if np.size(value) == 0 or not (least <= np.min(value) and np.max(value) <= most):
             raise ValueError(f"{name} must be {least} to {most}, but it is {value}")
-    warmup = max(1, math.ceil(args.learning_starts / args.num_envs))  # 1, to learn from
+    warmup = max(1, math.ceil(args.learning_starts / args.num_envs))
     args.learning_starts = warmup * args.num_envs
     updates = args.total_timesteps // args.num_envs - warmup
     if updates < 1:
         raise ValueError("--total-timesteps leaves no update after --learning-starts")
-    # The papers have 10,000 of 1.5 million.
-    args.entropy_interval = args.entropy_interval or max(100, updates // 150)
+    if args.entropy_interval is None:
+        args.entropy_interval = max(100, updates // 150)  # the papers': 10,000 of 1.5 million
     try:  # in double precision, which the entropy takes
         torch.ones(1, dtype=torch.float64, device=args.device) + 1
     except Exception as error:
@@ -648,9 +650,10 @@ def resolve(args: Args) -> Args:
     return args
 
 
+@torch.enable_grad()
 def make_agent(args: Args, obs_dim: int, act_dim: int) -> Agent:
-    """A new agent, not compiled where that fails, which is tried at once."""
-    torch.compiler.reset()  # PyTorch limits how often one process compiles.
+    """A new agent. It is compiled here and now, or not at all where that fails."""
+    torch.compiler.reset()  # PyTorch limits compilations.
     torch.manual_seed(args.seed)  # of the initial weights
     agent = Agent(obs_dim, act_dim, args)
     if not args.compile:
@@ -685,11 +688,12 @@ def load_run(folder: Path, agent: Agent, buffer: ReplayBuffer) -> tuple[int, flo
         say("from here on, the bits are not those of the unchanged run")
     agent.load_state_dict(saved["agent"])
     agent.optimizer.load_state_dict(deepcopy(saved["optimizer"]))  # The file is only mapped.
-    count, held = saved["count"], len(saved["rows"][0])
-    kept = torch.arange(min(held, buffer.capacity))  # as many of the latest as fit
-    # In a full buffer, each goes to its old place.
-    buffer.count = count - len(kept) if len(kept) == buffer.capacity else 0
-    buffer.add(*(rows[(count - len(kept) + kept) % held] for rows in saved["rows"]))
+    rows, count = saved["rows"], saved["count"]
+    if buffer.capacity != saved["args"]["buffer_size"]:  # The latest that fit, the oldest first.
+        rows = [field.roll(-count, 0)[-buffer.capacity :] for field in rows]
+        count = len(rows[0])
+    buffer.add(*rows)
+    buffer.count = count
     return saved["step"], saved["best"]
 
 
@@ -698,7 +702,7 @@ def main(args: Args, run_dir: Path) -> None:
     args = replace(resolve(args), resume=None)
     folder = Path(run_dir).absolute()  # A task may change the working directory.
     with closing(make_envs(args, args.num_envs, args.async_envs)) as envs:
-        envs.reset(seed=derive_seed(args.seed))  # to see now whether it works
+        envs.reset(seed=derive_seed(args.seed))  # Does it work?
         obs_dim = envs.single_observation_space.shape[0]
         act_dim = math.prod(envs.single_action_space.shape)
         buffer = ReplayBuffer(args.buffer_size, obs_dim, act_dim, args.device)
@@ -735,7 +739,7 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: gym.vector.Vec
             if step in (first, last) or update % args.checkpoint_interval == 0:
                 check_finite(step * n, agent.state_dict())
                 writer.flush()
-                # By NumPy: with a part of a field PyTorch would save the whole.
+                # By NumPy, as torch.save writes the whole of a sliced tensor.
                 rows = [torch.from_numpy(x[: buffer.count].cpu().numpy()) for x in buffer.data]
                 state = {"rows": rows, "count": buffer.count, "step": step, "best": best}
                 state["optimizer"] = agent.optimizer.state_dict()
@@ -768,7 +772,7 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: gym.vector.Vec
             next_obs, reward, terminated, truncated, infos = result
             done = terminated | truncated
             successor = next_obs.copy()
-            if done.any():  # These environments have been reset already.
+            if done.any():  # They have been reset already.
                 successor[done] = np.stack(infos["final_obs"][done])
             transitions = Batch(obs, action, reward, successor, terminated)
             check_finite(steps, transitions._asdict())
@@ -811,7 +815,7 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: gym.vector.Vec
 
 
 def run(args: Args) -> None:
-    """Trains, goes on with a run, or evaluates one, as the command line asks."""
+    """Trains, goes on with a run, or evaluates one."""
     path = args.resume or args.evaluate
     if path is None:
         task, now = args.env_id.split(":")[-1], f"{datetime.now():%Y%m%d-%H%M%S-%f}"
@@ -819,7 +823,7 @@ def run(args: Args) -> None:
         return main(args, Path("runs", name.replace("/", "_")))
     folder = Path(path).parent if os.path.isfile(path) else Path(path)
     saved = load_checkpoint(folder / "checkpoint.pt" if args.resume else path)["args"]
-    args = tyro.cli(Args, default=Args(**saved))  # now with its defaults
+    args = tyro.cli(Args, default=Args(**saved))  # anew, over the run's
     if args.resume is not None:
         changes(args, saved, MAY_CHANGE | {"resume"})
         return main(args, folder)
@@ -840,7 +844,7 @@ def run_command_line() -> None:
     try:
         run(tyro.cli(Args))
     except (Exception, KeyboardInterrupt) as error:
-        notes = getattr(error, "__notes__", [])  # if training had begun
+        notes = getattr(error, "__notes__", [])  # by main, in training
         stopped = isinstance(error, KeyboardInterrupt)
         if notes and not stopped:
             raise
