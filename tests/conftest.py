@@ -1,4 +1,7 @@
-"""Every test that takes `algo` runs for each script: what holds for DACER holds for DACERv2 without its Q-gradient."""
+"""Every test that takes `algo` runs for each script.
+
+What holds for DACER holds for DACERv2 without its Q-gradient.
+"""
 
 import os
 import signal
@@ -10,17 +13,17 @@ from tensorboard.summary.writer import event_file_writer
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-if "PYTEST_XDIST_WORKER" in os.environ:  # threads of several workers would wait for each other
+if "PYTEST_XDIST_WORKER" in os.environ:  # Threads of several workers would wait for each other.
     os.environ["OMP_NUM_THREADS"] = "1"
 
 import dacer
 import dacer_v2
 
-signal.signal(
-    signal.SIGINT, signal.default_int_handler
-)  # processes started in the background of a script ignore it
+# Processes that were started in the background of a script ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# TensorBoard orders a run's files by name: second, process, count. Within a second, 10 would come before 9
+# TensorBoard orders a run's files by name: second, process, count. Within a second, 10 would come
+# before 9.
 event_file_writer._global_uid._value = 10_000
 
 SCRIPTS = [dacer, dacer_v2]
@@ -33,7 +36,7 @@ def algo(request):
 
 @pytest.fixture
 def tiny_args(algo, tmp_path, monkeypatch):
-    """Makes arguments of a run that takes a second or two; its folder lies in a temporary directory."""
+    """Makes arguments of a run that takes a second or two, in a temporary directory."""
     monkeypatch.chdir(tmp_path)
     small = {
         "hidden_sizes": (16, 16, 16),

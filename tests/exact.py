@@ -1,4 +1,4 @@
-"""One script, with all threads: the same command twice, and interrupted and resumed, must give the same bits.
+"""One script, with all threads: a run gives the same bits twice, and interrupted and resumed.
 
 OMP_NUM_THREADS=2 python tests/exact.py dacer_v2 --compile
 """
@@ -12,7 +12,8 @@ from helpers import load, train
 from kill_and_resume import differences, outcome
 from tensorboard.summary.writer import event_file_writer
 
-# TensorBoard reads files by name: second, process, count; here seconds and processes are the same, and 10 < 9
+# TensorBoard orders a run's files by name: second, process, count. Here seconds and processes are
+# the same, and 10 would come before 9.
 event_file_writer._global_uid._value = 10_000
 
 
@@ -36,17 +37,16 @@ def main(name: str, compile: bool, threads: int) -> None:
     whole = outcome(train(algo, args, "whole"))
     assert len(whole["curves"]["losses/qf1_loss"]) == 2  # after 100 updates and at the end
     wrong = []
-    if (
-        not compile
-    ):  # compiling takes a minute each time, and a resumed run that is the same says as much
+    # Compiling takes a minute each time, and a resumed run that is the same says as much.
+    if not compile:
         print("twice:", wrong := differences(whole, outcome(train(algo, args, "again"))))
     update = algo.Agent.update
     for stop in (77,) if compile else (12, 77):
 
-        def interrupted(self, batch, step, stop=stop):
-            if step == stop:
+        def interrupted(self, batch, number, stop=stop):
+            if number == stop:
                 raise KeyboardInterrupt
-            return update(self, batch, step)
+            return update(self, batch, number)
 
         algo.Agent.update = interrupted
         try:

@@ -1,4 +1,7 @@
-"""Environments as people have them, one kind of trouble each: small, one action, episodes of 20 steps unless said."""
+"""Environments as people have them, one kind of trouble each.
+
+They are small and have one action. Where nothing else is said, episodes take 20 steps.
+"""
 
 import gymnasium as gym
 import numpy as np
@@ -28,7 +31,8 @@ class Track(gym.Env):
 
 
 class OneArray(Track):
-    """One array for all observations, (number of the episode, clock), written over by each step and reset."""
+    """All observations are one array, (number of the episode, clock), which each step and each
+    reset writes over."""
 
     array, episode = None, 0
 
@@ -73,7 +77,8 @@ class Rewards(Track):
 
 
 class Infos(Track):
-    """`info` as vector environments cannot merge it: changing lengths, types, keys, ragged lists."""
+    """`info` as vector environments cannot merge it: lengths, types and keys that change, and
+    ragged lists."""
 
     def info(self):
         k = self.clock

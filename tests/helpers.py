@@ -1,4 +1,4 @@
-"""What the tests of whole runs share: short runs, the command line within this process, and what a run leaves."""
+"""What the tests of whole runs share: short runs, the command line in this process, evaluations."""
 
 import importlib
 import io
@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import closing, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -53,7 +53,7 @@ def command(algo: ModuleType, *arguments: object) -> Ended:
             algo.run_command_line()
         except SystemExit as end:
             code = end.code
-        except Exception:  # noqa: BLE001, as Python does with what nobody catches
+        except Exception:  # as Python does with what nobody catches
             traceback.print_exc()
             code = 1
         finally:
@@ -74,6 +74,13 @@ def shell(algo: ModuleType, *arguments: object, **how: object) -> Ended:
 def train(algo: ModuleType, args: object, name: str = "trained") -> Path:
     algo.main(args, Path(name))
     return Path(name)
+
+
+def evaluate(algo: ModuleType, policy: object, args: object, seed: int) -> tuple:
+    """Returns and scores of a policy, with as many copies of the task as the scripts make."""
+    with closing(algo.make_envs(args, min(args.eval_episodes, args.num_envs))) as envs:
+        act = algo.make_actor(policy, envs.single_action_space, seed)
+        return algo.evaluate(act, envs, args.eval_episodes, seed)
 
 
 def the_run() -> Path:

@@ -1,8 +1,9 @@
-"""Kills a run again and again, resumes it each time, and compares its end with that of a run nobody disturbed.
+"""Kills a run again and again, and compares its end with that of a run that nobody disturbed.
 
     python tests/kill_and_resume.py --script dacer_v2.py --kills 20 --how saving
 
-Prints what it does; exit code 0 if weights, optimizer, replay buffer, best.pt and curves are the same bit for bit.
+It resumes the run after each kill and prints what it does. The exit code is 0 if weights,
+optimizer, replay buffer, last.pt, best.pt and curves are the same bit for bit.
 """
 
 import os
@@ -34,7 +35,8 @@ class Args:
     how: Literal["kill", "saving", "term", "int"] = "kill"
     """SIGKILL at random moments; SIGKILL while a checkpoint is being written; SIGTERM; SIGINT"""
     max_seconds: float | None = None
-    """a random moment lies this long after the start of the process at most; None: so that all kills fit into the run"""
+    """a random moment lies this long after the start of the process at most; None: as long as all
+    kills fit into the run"""
     seed: int = 0
     """of the random moments"""
 
@@ -60,33 +62,25 @@ SIGNALS = {
 def differences(a: Any, b: Any, name: str = "") -> list[str]:
     """Names of the entries in which two checkpoints differ, in a single bit or more."""
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        same = (a.dtype, a.shape) == (
-            b.dtype,
-            b.shape,
-        ) and a.numpy().tobytes() == b.numpy().tobytes()
-        return [] if same else [name]
+        same = (a.dtype, a.shape) == (b.dtype, b.shape)
+        return [] if same and a.numpy().tobytes() == b.numpy().tobytes() else [name]
     if isinstance(a, dict) and isinstance(b, dict):
-        return [
-            diff
-            for key in a.keys() | b.keys()
-            for diff in differences(a.get(key), b.get(key), f"{name}/{key}")
-        ]
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
-        return [
-            diff for i, (x, y) in enumerate(zip(a, b)) for diff in differences(x, y, f"{name}/{i}")
-        ]
-    return [] if a == b else [name]
+        parts = {key: (a.get(key), b.get(key)) for key in a.keys() | b.keys()}
+    elif isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
+        parts = dict(enumerate(zip(a, b)))
+    else:
+        return [] if a == b else [name]
+    return [diff for key, (x, y) in parts.items() for diff in differences(x, y, f"{name}/{key}")]
 
 
 def outcome(run_dir: Path) -> dict[str, Any]:
-    """All that a run computed: its checkpoint, its best weights and its curves."""
-    files = run_dir.glob("*.pt")  # checkpoint.pt, best.pt, replay_*.pt
+    """All that a run computed: its checkpoint, its last and best weights and its curves."""
+    files = run_dir.glob("*.pt")
     saved = {file.name: torch.load(file, weights_only=True) for file in files}
     events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()
     tags = set(events.Tags()["scalars"]) - {"charts/SPS"}
-    return saved | {
-        "curves": {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}
-    }
+    curves = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}
+    return saved | {"curves": curves}
 
 
 def interrupt(process: subprocess.Popen, run_dir: Path, how: str, seconds: float) -> None:
@@ -124,25 +118,22 @@ def main(args: Args) -> None:
         def end(process: subprocess.Popen, *codes: int) -> None:
             printed, _ = process.communicate()
             if process.returncode not in codes:
-                sys.exit(
-                    f"a run ended with code {process.returncode}, not {codes}:\n{printed[-3000:]}"
-                )
+                said = printed[-3000:]
+                sys.exit(f"a run ended with code {process.returncode}, not {codes}:\n{said}")
 
         def find(work: str) -> Path | None:
-            return next(
-                (path.parent for path in Path(folder, work).glob("runs/*/checkpoint.pt")), None
-            )
+            found = Path(folder, work).glob("runs/*/checkpoint.pt")
+            return next((path.parent for path in found), None)
 
         started = time.time()
         end(start("whole", *arguments), 0)
         undisturbed = time.time() - started
         print(f"undisturbed: {undisturbed:.0f} s", flush=True)
-        most = args.max_seconds or min(
-            undisturbed / 2, 5 + 1.5 * undisturbed / args.kills
-        )  # 5 s: to start
+        # A start takes about 5 seconds.
+        most = args.max_seconds or min(undisturbed / 2, 5 + 1.5 * undisturbed / args.kills)
         while interrupted < args.kills:
             run_dir = find("killed")
-            if run_dir is not None:  # left by the last kill; the script itself does not mind it
+            if run_dir is not None:  # The last kill left it; the script itself does not mind.
                 for file in run_dir.glob("*.tmp"):
                     file.unlink()
             process = start("killed", *(["--resume", str(run_dir)] if run_dir else arguments))

@@ -1,39 +1,49 @@
-"""The commands as a user types them: training, evaluating, and every mistake answered by one clear line."""
+"""The commands as a user types them: training, evaluating, and mistakes, each answered by one line."""
 
 import os
-import random
 import re
 import shutil
 import signal
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import TINY, command, shell, the_run, train
-from kill_and_resume import differences
+from helpers import TINY, command, evaluate, shell, the_run, train
 
 import dacer
 import dacer_v2
 
 
 def test_train_and_evaluate_a_mujoco_task(algo, tmp_path, monkeypatch):
-    """Warm-up, updates, progress, evaluation, checkpoint; then the replay of what was trained."""
+    """Warm-up, updates, evaluation, checkpoint; then the evaluation of what was trained."""
     monkeypatch.chdir(tmp_path)
     trained = shell(algo, "--env-id", "Hopper-v4", "--seed", "5", *TINY)
     assert trained.code == 0, trained.err
-    assert re.search(r"100%.* 120/120 .*steps/s", trained.err)
     assert re.search(r"120 steps: evaluation -?[\d.]+ \+- [\d.]+", trained.out)
     run_dir = the_run()
     assert run_dir.name.startswith(f"Hopper-v4__{algo.__name__}__5__")
+    files = {path.name.split(".")[0] for path in run_dir.iterdir()}
+    assert files == {"args", "best", "checkpoint", "events", "last", "training"}
 
     replayed = command(algo, "--evaluate", run_dir, "--eval-episodes", 3)
     assert replayed.code == 0, replayed.err
-    returns = [float(value) for value in re.search(r"returns: (.*)", replayed.out)[1].split()]
+    agent = algo.load_agent(run_dir)
+    agent.args.eval_episodes = 3
+    returns, _ = evaluate(algo, agent.policy, agent.args, algo.derive_seed(5))
     assert len(returns) == 3
-    mean = float(re.search(r"3 episodes: (-?[\d.]+) \+-", replayed.out).group(1))
-    assert abs(mean - sum(returns) / 3) < 0.1
+    said = f"Hopper-v4, 3 episodes: {returns.mean():.1f} +- {returns.std():.1f}\n"
+    assert replayed.out == said
+
+
+def test_progress(algo, tmp_path, monkeypatch):
+    """A line every 1,000 updates."""
+    monkeypatch.chdir(tmp_path)
+    more = ["--total-timesteps", 4100, "--eval-episodes", 0]
+    ended = command(algo, "--env-id", "toy_envs:Reach-v0", *TINY, *more)
+    assert ended.code == 0, ended.err
+    told = re.findall(r"^([\d,]+) of 4,100 steps, \d+ a second$", ended.out, re.MULTILINE)
+    assert told == ["2,040", "4,040"]
 
 
 def test_an_environment_of_ones_own(algo, tmp_path, monkeypatch):
@@ -65,7 +75,10 @@ def test_ctrl_c_ends_an_evaluation(algo, tiny_args, monkeypatch):
 
 @pytest.fixture
 def refused(algo, tmp_path, monkeypatch):
-    """Runs the command line, expects exit code 2, one line, and nothing created; returns that line."""
+    """Runs the command line and returns the one line that it says.
+
+    It expects exit code 2, and that no file is made or changed.
+    """
     monkeypatch.chdir(tmp_path)
 
     def attempt(*arguments):
@@ -110,29 +123,20 @@ BAD_ARGUMENTS = [
         ["--env-kwargs", '{"wings": 2}'],
         "wings",
     ),
-    (
-        "no diffusion step",
-        "Hopper-v4",
-        ["--diffusion-steps", 0],
-        "--diffusion-steps must be at least 1",
-    ),
-    ("no environment", "Hopper-v4", ["--num-envs", 0], "--num-envs must be at least 1"),
-    ("no batch", "Hopper-v4", ["--batch-size", 0], "--batch-size must be at least 1"),
-    ("no buffer", "Hopper-v4", ["--buffer-size", -5], "--buffer-size must be at least 1"),
-    (
-        "no hidden units",
-        "Hopper-v4",
-        ["--hidden-sizes", 16, 0],
-        "--hidden-sizes must be at least 1",
-    ),
+    ("no diffusion step", "Hopper-v4", ["--diffusion-steps", 0], "diffusion_steps must be 1 to"),
+    ("no environment", "Hopper-v4", ["--num-envs", 0], "num_envs must be 1 to"),
+    ("no batch", "Hopper-v4", ["--batch-size", 0], "batch_size must be 1 to"),
+    ("no buffer", "Hopper-v4", ["--buffer-size", -5], "buffer_size must be 1 to"),
+    ("no hidden units", "Hopper-v4", ["--hidden-sizes", 16, 0], "hidden_sizes must be 1 to"),
     (
         "a total below the warm-up",
         "Hopper-v4",
         ["--total-timesteps", 1000],
-        "leaves no update after",
+        "--total-timesteps leaves no update",
     ),
-    ("a negative seed", "Hopper-v4", ["--seed", -1], "--seed must be at least 0"),
-    ("tau above 1", "Hopper-v4", ["--tau", 3], "--gamma and --tau 0 to 1"),
+    ("a negative seed", "Hopper-v4", ["--seed", -1], "seed must be 0 to"),
+    ("tau above 1", "Hopper-v4", ["--tau", 3], "tau must be 0 to 1, but it is 3"),
+    ("gamma that is no number", "Hopper-v4", ["--gamma", "nan"], "gamma must be 0 to 1"),
     ("an unknown device", "Hopper-v4", ["--device", "abacus"], "abacus"),
     ("no folder to evaluate", "Hopper-v4", ["--evaluate", "missing"], "missing"),
     ("no folder to resume", "Hopper-v4", ["--resume", "missing"], "missing"),
@@ -168,23 +172,11 @@ class Evil:
         return (os.mkdir, ("evil",))
 
 
-def flip_a_byte(path, position=None):
-    """Of the largest part of a checkpoint, unless told where."""
-    data = bytearray(path.read_bytes())
-    if position is None:
-        with zipfile.ZipFile(path) as archive:
-            part = archive.read(max(archive.infolist(), key=lambda info: info.file_size))
-        position = data.find(part) + len(part) // 2
-    data[position] ^= 16
-    path.write_bytes(data)
-
-
 @pytest.mark.parametrize(
     "harm",
     [
         pytest.param(lambda path: path.write_bytes(b""), id="empty"),
         pytest.param(lambda path: path.write_bytes(path.read_bytes()[:5000]), id="truncated"),
-        pytest.param(flip_a_byte, id="a flipped byte"),
         pytest.param(lambda path: path.write_text("weights"), id="no checkpoint at all"),
         pytest.param(lambda path: torch.save({"agent": 1}, path), id="another program's"),
         pytest.param(lambda path: torch.save([1, 2], path), id="a list"),
@@ -200,23 +192,6 @@ def test_broken_checkpoint(run_dir, refused, harm):
         harm(run_dir / name)
         assert str(run_dir / name) in refused(option, run_dir)
     assert not Path("evil").exists()
-
-
-@pytest.mark.parametrize("algo", [dacer], indirect=True)
-def test_no_flipped_byte_goes_unseen(algo, run_dir):
-    """Whichever byte it is: the checkpoint is refused, or (padding between its parts) holds the same numbers."""
-    path, whole, refusals = run_dir / "best.pt", algo.load_checkpoint(run_dir / "best.pt"), 0
-    whole = {name: value for name, value in whole.items()}
-    original, positions = path.read_bytes(), random.Random(0)
-    copy = run_dir / "copy.pt"
-    for _ in range(150):
-        copy.write_bytes(original)
-        flip_a_byte(copy, positions.randrange(len(original)))
-        try:
-            assert differences(whole, algo.load_checkpoint(copy)) == []
-        except ValueError:
-            refusals += 1
-    assert refusals > 75
 
 
 @pytest.mark.parametrize("algo", [dacer_v2], indirect=True)
@@ -240,29 +215,13 @@ def test_the_policy_alone_cannot_be_resumed(run_dir, refused, algo):
 def test_bad_evaluation(run_dir, refused):
     refused("--evaluate", run_dir, "--seed", -1)
     refused("--evaluate", run_dir, "--eval-episodes", 0)
-    refused("--evaluate", run_dir, "--capture-video")  # Counter has no renderer
     edit(run_dir / "last.pt", args=torch.load(run_dir / "last.pt")["args"] | {"env_id": "Gone-v0"})
     assert "Gone" in refused("--evaluate", run_dir)
 
 
 @pytest.mark.parametrize("algo", [dacer_v2], indirect=True)
 def test_a_copy_under_another_name_reads_its_runs(algo, run_dir, tmp_path):
-    copy = type(
-        "script", (), {"__file__": shutil.copy(algo.__file__, tmp_path / "my_algorithm.py")}
-    )
+    path = shutil.copy(algo.__file__, tmp_path / "my_algorithm.py")
+    copy = type("script", (), {"__file__": path})
     replayed = shell(copy, "--evaluate", run_dir, "--eval-episodes", "1")
     assert replayed.code == 0, replayed.err
-
-
-@pytest.mark.parametrize("algo", [dacer_v2], indirect=True)
-def test_video(algo, tiny_args):
-    """--capture-video records the whole of the first episode. (The multi-goal task renders without a display.)"""
-    from moviepy import VideoFileClip
-
-    run_dir = train(algo, tiny_args(env_id="multigoal_env:MultiGoal-v0", total_timesteps=44))
-    ended = command(algo, "--evaluate", run_dir, "--capture-video", "--eval-episodes", 2)
-    assert ended.code == 0, ended.err
-    assert "2 episodes:" in ended.out
-    (video,) = (run_dir / "videos").glob("*.mp4")
-    with VideoFileClip(str(video)) as clip:
-        assert clip.n_frames > 5

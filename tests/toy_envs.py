@@ -12,8 +12,9 @@ import numpy as np
 class Counter(gym.Env):
     """Counts its steps, so that every transition can be checked.
 
-    Observation: [number of the episode, step within it]. Reward: the action as it arrived. Episodes take 5 steps; with
-    `ending` "both", every second one ends by termination (the odd ones) and the others by truncation.
+    The observation is [number of the episode, step within it], the reward the action as it
+    arrived. Episodes take 5 steps. Where `ending` is "both", the odd ones end by termination and
+    the others by truncation.
     """
 
     def __init__(self, ending="both"):
@@ -38,7 +39,10 @@ class Counter(gym.Env):
 
 
 class Reach(gym.Env):
-    """Moves a point p to the origin within 8 steps; reward -|p|^2. Always standing still scores about -5.3."""
+    """Moves a point p to the origin within 8 steps; the reward is -|p|^2.
+
+    Who always stands still scores about -5.3.
+    """
 
     def __init__(self):
         self.observation_space = gym.spaces.Box(-2.0, 2.0, (2,), np.float32)
@@ -57,7 +61,8 @@ class Reach(gym.Env):
 
 
 class Odd(gym.Env):
-    """Spaces of unusual shapes: observations of any kind, actions in a box of any shape and bounds."""
+    """Spaces of unusual shapes: observations of any kind, and actions in a box of any shape and
+    bounds."""
 
     def __init__(self, kind="dict"):
         box = gym.spaces.Box(-1.0, 1.0, (2, 2), np.float32)
@@ -67,10 +72,8 @@ class Odd(gym.Env):
             "matrix": box,
             "sequence": gym.spaces.Sequence(box),
         }.get(kind, box)
-        low, high = (
-            np.array([[-2.0, 0.0, 5.0]], np.float32),
-            np.array([[2.0, 1.0, 9.0]], np.float32),
-        )
+        low = np.array([[-2.0, 0.0, 5.0]], np.float32)
+        high = np.array([[2.0, 1.0, 9.0]], np.float32)
         self.action_space = gym.spaces.Box(low, high, dtype=np.float32)
         if kind == "unbounded":
             self.action_space = gym.spaces.Box(-np.inf, 1.0, (2,), np.float32)
@@ -96,9 +99,8 @@ class Failing(Reach):
 
     def reset(self, **kwargs):
         obs, info = super().reset(**kwargs)
-        return obs * (
-            np.float32("nan") if self.how == "nan reset" and self.steps >= self.at else 1
-        ), info
+        is_broken = self.how == "nan reset" and self.steps >= self.at
+        return obs * np.float32(np.nan if is_broken else 1), info
 
     def step(self, action):
         self.steps += 1
