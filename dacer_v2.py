@@ -24,7 +24,7 @@ in the losses, too. An update computes all gradients before any parameter moves:
               + eta |w(t) g / |g| + eps_theta(s, a_t, t)|^2, g = grad_a min_i m_i(s, a_t),
               w(t) = exp(c t + d), at one random t of that chain, with a_t = x_t and g held
               constant, so that each step learns to move up the Q-gradient field
-    targets:  m_i' and sigma_i' are of Polyak averages of the critics
+    targets:  m_i' and sigma_i' come from Polyak averages of the critics
     alpha:    log_alpha <- log_alpha - Adam(H - H_target), H_target = -0.9 dim(a); a Gaussian
               mixture fitted to 200 actions of each state estimates the policy's entropy H
 
@@ -221,7 +221,7 @@ def mixture_entropy(actions: Tensor, K: int = 3, rng: torch.Generator | None = N
 
     H = sum_k w_k (0.5 log((2 pi e)^d |Sigma_k|) - log w_k) of Gaussian mixtures, which EM fits to
     all S sets of samples at once. The floor of the covariances (1e-6) and the stopping rule (1e-3,
-    100 steps) are those of scikit-learn, which the official code takes; the start is like its.
+    100 steps) are those of scikit-learn, which the official code takes; the start is similar.
     """
     x = actions.mT.double().contiguous()  # (S, d, n); thin covariances need doubles.
     weight, mean, chol = m_step(x, k_means(actions, K, rng).double())
@@ -328,8 +328,9 @@ class Agent(nn.Module):
         y_b     = m_i + clip(y_z - m_i, -3 omega_i, 3 omega_i)
         omega_i = running mean of mean(sigma_i),  z ~ N(0, 1)
 
-        [...] is held constant. But for the 0.1 it is the slope of log N(.; m_i, sigma_i): at y in
-        m_i, at y_b in sigma_i. omega_i^2 makes up for its 1 / sigma_i^2. The constants are DSAC's.
+        [...] are held constant. But for the 0.1 they are d/dm_i log N(y; m_i, sigma_i) and
+        d/dsigma_i log N(y_b; m_i, sigma_i). omega_i^2 makes up for their 1 / sigma_i^2. The
+        constants are DSAC's.
         """
         args = self.args
         with torch.no_grad():
@@ -368,7 +369,7 @@ class Agent(nn.Module):
     def policy_loss(
         self, batch: Batch, noise: Tensor, t: Tensor | None = None
     ) -> tuple[Tensor, dict]:
-        """-mean min_i m_i(s, a) of actions with exploration noise + eta q_grad_loss."""
+        """-mean min_i m_i(s, a) + eta q_grad_loss, a with exploration noise; statistics."""
         parts = self.policy.fixed_parts(batch.obs)
         chain = self.policy.denoise(*parts, noise)
         action = (chain[0] + self.noise_std() * noise[0]).clamp(-1, 1)
@@ -384,7 +385,7 @@ class Agent(nn.Module):
     def q_grad_loss(
         self, obs: Tensor, state_part: Tensor, time_parts: Tensor, chain: list[Tensor], t: Tensor
     ) -> tuple[Tensor, dict]:
-        """mean |w(t) g / |g| - S(s, a_t, t)|^2 with the score S = -eps_theta, and statistics.
+        """mean |w(t) g / |g| - S|^2, S = -eps_theta(s, a_t, t), the score but for its scale.
 
         Each state has one step t, (B,), and a_t = x_t is what that step of its chain denoises.
         w(t) = exp(c t + d), g = grad_a min_i m_i(s, a_t) and a_t are held constant.
@@ -429,7 +430,7 @@ class Agent(nn.Module):
         if self.args.q_grad_weight == 0:
             return next_noise, z, noise
         t = torch.randint(1, self.policy.T + 1, (B,), device=z.device, generator=self.rng)
-        return next_noise, z, noise, t  # one step t of each chain, for L_g
+        return next_noise, z, noise, t  # one step of each chain, for q_grad_loss
 
     @torch.enable_grad()  # Tasks may switch gradients off.
     def update(self, batch: Batch, number: int) -> dict[str, Tensor]:
@@ -461,7 +462,7 @@ def compile_agent(agent: Agent) -> None:
     agent.backward = MethodType(tracing(backward), agent)
     options = options | {"size_asserts": False}
     options["cpp_wrapper"] = cpu  # C++ calls an action's kernels faster than Python.
-    options["post_grad_fusion_options"] = {"decompose_mm_pass": {}}  # one row: sums
+    options["post_grad_fusion_options"] = {"decompose_mm_pass": {}}  # one-row products as sums
     agent.policy.compile(dynamic=False, options=options)
 
 
@@ -470,8 +471,9 @@ def compile_agent(agent: Agent) -> None:
 TIMEOUT = 600.0  # seconds for a reset or step of environments in other processes
 EVAL_STEPS = 10_000  # An evaluation cuts longer episodes.
 LIMIT = """set a limit: --env-kwargs '{"max_episode_steps": 1000}'"""
-MAY_CHANGE = {"async_envs", "eval_episodes", "total_timesteps"}  # on --resume
-CHANGE_BITS = {"seed", "device", "compile", "checkpoint_interval", "buffer_size"}  # so may these
+# What may change on --resume, and what may, but with other bits from there on.
+MAY_CHANGE = {"async_envs", "eval_episodes", "total_timesteps"}
+CHANGE_BITS = {"seed", "device", "compile", "checkpoint_interval", "buffer_size"}
 
 
 def say(text: str) -> None:
@@ -661,7 +663,7 @@ def load_agent(path: str | Path, device: str = "cpu", compile: bool = False) -> 
     """The trained agent of a run's folder, or of a file in it."""
     saved = load_checkpoint(path)
     agent = Agent(*saved["dims"], Args(**saved["args"] | {"device": device, "compile": compile}))
-    agent.load_state_dict(agent.state_dict() | saved["agent"])  # Published files lack targets.
+    agent.load_state_dict(agent.state_dict() | saved["agent"])  # Published: without targets.
     return agent
 
 
@@ -697,7 +699,7 @@ def resolve(args: Args) -> Args:
 
 @torch.enable_grad()
 def make_agent(args: Args, obs_dim: int, act_dim: int) -> Agent:
-    """A new agent. It is compiled here and now, or not at all where that fails."""
+    """A new agent. Its update is compiled now, or not at all where that fails."""
     torch.compiler.reset()  # PyTorch limits compilations.
     torch.manual_seed(args.seed)  # of the initial weights
     agent = Agent(obs_dim, act_dim, args)
@@ -716,7 +718,7 @@ def make_agent(args: Args, obs_dim: int, act_dim: int) -> Agent:
     return make_agent(replace(args, compile=False), obs_dim, act_dim)
 
 
-def changes(args: Args, saved: dict, may_change: set[str]) -> set[str]:
+def check_changes(args: Args, saved: dict, may_change: set[str]) -> set[str]:
     """Arguments that differ from a saved run's. ValueError for one that may not."""
     changed = {name for name, value in saved.items() if getattr(args, name) != value}
     if refused := changed - may_change - CHANGE_BITS:
@@ -729,7 +731,7 @@ def load_run(folder: Path, agent: Agent, buffer: ReplayBuffer) -> tuple[int, flo
     if not (folder / "checkpoint.pt").exists():
         return 0, -math.inf
     saved = load_checkpoint(folder / "checkpoint.pt")
-    if changes(agent.args, saved["args"], MAY_CHANGE) & CHANGE_BITS:
+    if check_changes(agent.args, saved["args"], MAY_CHANGE) & CHANGE_BITS:
         say("from here on, the bits are not those of the unchanged run")
     agent.load_state_dict(saved["agent"])
     agent.optimizer.load_state_dict(deepcopy(saved["optimizer"]))  # The file is only mapped.
@@ -868,11 +870,11 @@ def run(args: Args) -> None:
         return main(args, Path("runs", name.replace("/", "_")))
     folder = Path(path).parent if os.path.isfile(path) else Path(path)
     saved = load_checkpoint(folder / "checkpoint.pt" if args.resume else path)["args"]
-    args = tyro.cli(Args, default=Args(**saved))  # anew, over the run's
+    args = tyro.cli(Args, default=Args(**saved))  # parsed again, over the run's
     if args.resume is not None:
-        changes(args, saved, MAY_CHANGE | {"resume"})
+        check_changes(args, saved, MAY_CHANGE | {"resume"})
         return main(args, folder)
-    changes(args, saved, MAY_CHANGE | {"evaluate", "env_kwargs"})
+    check_changes(args, saved, MAY_CHANGE | {"evaluate", "env_kwargs"})
     args = resolve(args)
     if args.eval_episodes == 0:
         raise ValueError("--evaluate needs --eval-episodes")
