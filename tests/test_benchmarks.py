@@ -1,4 +1,7 @@
-"""benchmarks/speed.py on a tiny task; benchmarks/baselines.py end to end; official.py on bad input: it needs JAX."""
+"""benchmarks/speed.py on a tiny task, baselines.py end to end, official.py on bad input.
+
+More of official.py needs JAX.
+"""
 
 import os
 import shutil
@@ -6,11 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gymnasium as gym
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -23,18 +26,14 @@ import dacer
 
 
 def test_speed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(
-        torch, "compile", lambda function, **_: function
-    )  # which would take a minute
-    monkeypatch.setitem(
-        speed.TASKS, "tiny", {"env_id": "toy_envs:Reach-v0", "hidden_sizes": (16, 16)}
-    )
+    # To compile would take a minute.
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    task = {"env_id": "toy_envs:Reach-v0", "hidden_sizes": (16, 16)}
+    monkeypatch.setitem(speed.TASKS, "tiny", task)
     monkeypatch.setattr(speed, "BATCH_SIZE", 32)
     shutil.copy(ROOT / "dacer_v2.py", tmp_path)
-    out, tiny = (
-        tmp_path / "new/speed.csv",
-        {"tasks": ("tiny",), "scripts": ("dacer_v2",), "diffusion_steps": (2,)},
-    )
+    out = tmp_path / "new/speed.csv"
+    tiny = {"tasks": ("tiny",), "scripts": ("dacer_v2",), "diffusion_steps": (2,)}
     speed.main(speed.Args(**tiny, turns=2, against=tmp_path, out=out))
     times, published = pd.read_csv(out), pd.read_csv(ROOT / "benchmarks/results/speed.csv")
     assert list(times) == list(published)
@@ -45,9 +44,8 @@ def test_speed(tmp_path, monkeypatch, capsys):
     assert "update, eager" in ratios
     for what, rows in times.groupby("what"):
         (line,) = (line for line in table.splitlines() if line.startswith(f"{what}  "))
-        assert sorted(map(float, line.removeprefix(what).split())) == pytest.approx(
-            sorted(rows.ms), rel=1e-3
-        )
+        found = sorted(map(float, line.removeprefix(what).split()))
+        assert found == pytest.approx(sorted(rows.ms), rel=1e-3)
 
 
 @pytest.mark.parametrize("resumed", [False, True])
@@ -65,10 +63,9 @@ def test_official_without_its_code(resumed, tmp_path):
 def test_baselines(algorithm, tmp_path, monkeypatch):
     """End to end: a run that the report reads, and a saved model."""
     monkeypatch.chdir(tmp_path)
-    args = baselines.Args(
-        algorithm, total_timesteps=310, eval_interval=100, eval_episodes=2
-    )  # TD3 takes 20 at once
+    args = baselines.Args(algorithm, total_timesteps=310, eval_interval=100, eval_episodes=2)
     rows = report.read_run(baselines.main(args))
+    # TD3 takes 20 at once.
     assert rows.step.tolist() == [100, 200, 300, 320 if algorithm == "TD3" else 310]
     assert set(rows.algorithm) == {algorithm}
     assert rows[["return", "std", "coverage", "arrived"]].notna().all(axis=None)
@@ -77,26 +74,34 @@ def test_baselines(algorithm, tmp_path, monkeypatch):
     assert np.load(run / "rollouts.npz")["arr_0"].shape[1:] == (200, 2)
 
 
-def test_the_evaluation_of_baselines_is_that_of_the_scripts():
-    """A model that pushes with half the force: the returns of a policy that does, in a task with bounds of +-3."""
+def test_the_evaluation_of_baselines_is_that_of_the_scripts(tmp_path, monkeypatch):
+    """A model that pushes with half the force, in a task with bounds of +-3, has the returns of a
+    policy that does."""
+    monkeypatch.chdir(tmp_path)
+    model = pytest.importorskip("stable_baselines3").SAC
+    half = lambda model, obs, deterministic: (np.full((len(obs), 1), 1.5, np.float32), None)
+    monkeypatch.setattr(model, "predict", half)
+    args = baselines.Args("SAC", "InvertedPendulum-v4", total_timesteps=60, eval_episodes=3)
+    (row,) = report.read_run(baselines.main(args)).to_dict("records")
 
-    class Model:
-        observation_space = gym.spaces.Box(-1, 1, (4,))
-        action_space = gym.spaces.Box(-3, 3, (1,))
-
-        def predict(self, obs, deterministic):
-            return np.full((len(obs), 1), 1.5, np.float32), None
-
-    args = dacer.resolve(dacer.Args("InvertedPendulum-v4", eval_episodes=3, total_timesteps=10**6))
-    policy = dacer.DiffusionPolicy(4, 1, (8,), 2)
+    args = dacer.Args("InvertedPendulum-v4", eval_episodes=3)
+    policy, seed = dacer.DiffusionPolicy(4, 1, (8,), 2), dacer.derive_seed(1, 60)
     policy.forward = lambda obs, noise: torch.full((len(obs), 1), 0.5)
-    found, expected = (
-        dacer.evaluate(one, args, seed=1) for one in (baselines.Policy(Model(), False), policy)
-    )
+    returns, _ = evaluate(dacer, policy, args, seed)
+    assert (row["return"], row["std"]) == pytest.approx((returns.mean(), returns.std()))
     policy.forward = lambda obs, noise: torch.zeros(len(obs), 1)
-    assert (dacer.evaluate(policy, args, seed=1)[0] != expected[0]).any()
-    np.testing.assert_array_equal(found[0], expected[0])
-    assert found[1] == expected[1]
+    assert (evaluate(dacer, policy, args, seed)[0] != returns).any()
+
+
+def test_evaluations_do_not_disturb_the_training_of_baselines(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sb3, models = pytest.importorskip("stable_baselines3"), []
+    for interval in (20, 1000):
+        args = baselines.Args("SAC", "toy_envs:Global-v0", total_timesteps=200, eval_episodes=2)
+        args.eval_interval = interval
+        models.append(sb3.SAC.load(baselines.main(args) / "model").policy.state_dict())
+    for name, value in models[0].items():
+        assert torch.equal(value, models[1][name]), name
 
 
 @pytest.mark.parametrize(

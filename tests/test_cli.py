@@ -1,4 +1,4 @@
-"""The commands as a user types them: training, evaluating, and mistakes, each answered by one line."""
+"""The commands as a user types them: training, evaluating, and mistakes, answered in one line."""
 
 import os
 import re
@@ -34,16 +34,6 @@ def test_train_and_evaluate_a_mujoco_task(algo, tmp_path, monkeypatch):
     assert len(returns) == 3
     said = f"Hopper-v4, 3 episodes: {returns.mean():.1f} +- {returns.std():.1f}\n"
     assert replayed.out == said
-
-
-def test_progress(algo, tmp_path, monkeypatch):
-    """A line every 1,000 updates."""
-    monkeypatch.chdir(tmp_path)
-    more = ["--total-timesteps", 4100, "--eval-episodes", 0]
-    ended = command(algo, "--env-id", "toy_envs:Reach-v0", *TINY, *more)
-    assert ended.code == 0, ended.err
-    told = re.findall(r"^([\d,]+) of 4,100 steps, \d+ a second$", ended.out, re.MULTILINE)
-    assert told == ["2,040", "4,040"]
 
 
 def test_an_environment_of_ones_own(algo, tmp_path, monkeypatch):

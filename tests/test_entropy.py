@@ -1,4 +1,4 @@
-"""The mixture's entropy against scikit-learn, against known values, and on samples that break naive code."""
+"""The mixture's entropy against scikit-learn, against known values, and on awkward samples."""
 
 import math
 
@@ -17,23 +17,19 @@ def sklearn_entropy(actions: torch.Tensor, seed: int = 42) -> np.ndarray:
     """The same estimate from scikit-learn's mixtures, one fit per state."""
     entropies = []
     for samples in actions.double().numpy():
-        with threadpool_limits(1):  # its threads wait for each other longer than they compute
+        with threadpool_limits(1):  # Its threads wait for each other longer than they compute.
             mixture = GaussianMixture(3, random_state=seed).fit(samples)
-        h = [
-            0.5 * np.linalg.slogdet(2 * np.pi * np.e * covariance)[1]
-            for covariance in mixture.covariances_
-        ]
+        h = 0.5 * np.linalg.slogdet(2 * np.pi * np.e * mixture.covariances_)[1]
         entropies.append(np.sum(mixture.weights_ * (h - np.log(mixture.weights_))))
     return np.array(entropies)
 
 
 def modes(num_modes: int, dim: int, states: int = 96, std: float = 0.05) -> torch.Tensor:
-    """Samples (states, 200, dim) of equally likely Gaussian modes at distance 1.2 or more, at most 3."""
-    centres = (
-        0.85 * torch.eye(max(dim, num_modes))[:num_modes, :dim]
-        if dim > 1
-        else torch.linspace(-1, 1, num_modes)[:, None]
-    )
+    """Samples (states, 200, dim) of equally likely Gaussian modes, at most 3, that lie apart."""
+    if dim > 1:
+        centres = 0.85 * torch.eye(max(dim, num_modes))[:num_modes, :dim]
+    else:
+        centres = torch.linspace(-1, 1, num_modes)[:, None]
     return centres[torch.randint(num_modes, (states, 200))] + std * torch.randn(states, 200, dim)
 
 
@@ -66,16 +62,16 @@ def test_agrees_with_sklearn(samples):
 
 @pytest.mark.parametrize("dim", [1, 2, 5])
 def test_modes_far_apart(dim):
-    """Three modes that do not overlap, one for each component: the entropy is log(3) + that of one Gaussian.
+    """With three modes that do not overlap, one for each component, the entropy is log(3) + that of
+    one Gaussian.
 
-    (Two modes leave a component to spare; it splits a Gaussian, and the estimate, an upper bound, lies above the true
-    value, as scikit-learn's does: see above.)
+    (Two modes leave a component to spare. It splits a Gaussian, and the estimate lies above the
+    true value, as scikit-learn's does: see above.)
     """
     torch.manual_seed(2)
     exact = math.log(3) + 0.5 * dim * math.log(2 * math.pi * math.e * 0.05**2)
-    actions = torch.cat(
-        [modes(3, dim, states=64, std=0.05) for _ in range(10)], 1
-    )  # (64, 2000, dim): little bias
+    # (64, 2000, dim): so many have little bias.
+    actions = torch.cat([modes(3, dim, states=64, std=0.05) for _ in range(10)], 1)
     assert abs(dacer.mixture_entropy(actions).mean().item() - exact) < AGREEMENT
 
 
@@ -106,7 +102,7 @@ def test_all_equal_is_the_floor():
 
 
 def test_states_do_not_mix():
-    """Each state's estimate is its own: a narrow and a wide state keep their entropies side by side."""
+    """Each state's estimate is its own: side by side, a narrow and a wide state keep theirs."""
     torch.manual_seed(4)
     narrow, wide = 0.01 * torch.randn(32, 200, 2), torch.randn(32, 200, 2)
     together = dacer.mixture_entropy(torch.cat([narrow, wide]))

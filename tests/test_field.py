@@ -197,14 +197,6 @@ def test_interrupted_in_a_notebook_it_goes_on_at_once(tiny_args, algo, monkeypat
     assert algo.load_checkpoint(train(algo, args) / "checkpoint.pt")["step"] == 60
 
 
-def test_a_log_file_stays_short(run):
-    ended = run("Track", "--total-timesteps", 2100, "--eval-interval", 10_000)
-    assert ended.code == 0
-    printed = ended.out + ended.err
-    assert printed.count("\n") < 8
-    assert len(printed) < 2000
-
-
 def test_options_that_would_be_ignored(algo, run):
     run("Track")
     for option in (

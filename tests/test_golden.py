@@ -1,4 +1,4 @@
-"""Reproduces numbers recorded from the official JAX implementation, with the random draws that it used.
+"""Reproduces numbers recorded from the official JAX implementation, with its random draws.
 
 Further recordings are taken from the folder that the environment variable DACER_GOLDEN names.
 """
@@ -27,12 +27,9 @@ for folder in FOLDERS:
 
 
 EAGER = [(script, False) for script in (dacer, dacer_v2)]
-# Compiling takes minutes at T = 20, and the two scripts share what is compiled
-CASES = [
-    (path, *case)
-    for path in RECORDINGS
-    for case in EAGER + [(dacer_v2, True)] * ("T5" in path.stem)
-]
+# Compiling takes minutes at T = 20, and the two scripts share what is compiled.
+CASES = [(path, *case) for path in RECORDINGS for case in EAGER]
+CASES += [(path, dacer_v2, True) for path in RECORDINGS if "T5" in path.stem]
 
 
 def name(path, script, compiled):
@@ -40,9 +37,8 @@ def name(path, script, compiled):
 
 
 def cases(chosen):
-    return pytest.mark.parametrize(
-        "case", [pytest.param(case, id=name(*case)) for case in chosen], indirect=True
-    )
+    chosen = [pytest.param(case, id=name(*case)) for case in chosen]
+    return pytest.mark.parametrize("case", chosen, indirect=True)
 
 
 @pytest.fixture
@@ -51,9 +47,8 @@ def case(request):
     path, script, compiled = request.param
     with np.load(path) as arrays:
         yield script, compiled, dict(arrays)
-    print(
-        f"\n{request.node.callspec.id}: largest deviation |a - b| / (1 + |b|) {max(deviations, default=0.0):.1e}"
-    )  # for pytest -rP
+    largest = max(deviations, default=0.0)  # `pytest -rP` shows it.
+    print(f"\n{request.node.callspec.id}: largest deviation |a - b| / (1 + |b|) {largest:.1e}")
     deviations.clear()
 
 
@@ -98,7 +93,7 @@ def agent(case):
         compile=compiled,
         **({"q_grad_weight": 0.0} if script is dacer_v2 else {}),
     )
-    torch.compiler.reset()
+    torch.compiler.reset()  # PyTorch limits how often one process compiles.
     agent = script.Agent(int(golden["obs_dim"]), int(golden["act_dim"]), args)
     with torch.no_grad():
         for net_name, net in networks(agent).items():
@@ -110,13 +105,13 @@ def agent(case):
 
 
 def policy_noise(golden, prefix):
-    """The draws of one action in the layout of `DiffusionPolicy.draw_noise`; the last step's noise is not used."""
-    steps = golden[prefix + "step_noise"][-2::-1]  # recorded from t = T on
-    return torch.from_numpy(
-        np.concatenate(
-            [golden[prefix + "explore_noise"][None], steps, golden[prefix + "x_T"][None]]
-        )
-    )
+    """The draws of one action in the layout of `DiffusionPolicy.draw_noise`.
+
+    The noise that was recorded for the last step is not used.
+    """
+    explore, steps, x_T = (golden[prefix + name] for name in ("explore_noise", "step_noise", "x_T"))
+    from_2_on = steps[-2::-1]  # recorded from t = T on
+    return torch.from_numpy(np.concatenate([explore[None], from_2_on, x_T[None]]))
 
 
 @cases([case for case in CASES if not case[2]])
@@ -149,21 +144,19 @@ def test_sampled_actions(case, agent):
 def test_updates(case, agent):
     """Losses, statistics and all weights, update after update."""
     script, compiled, golden = case
-    draws, backward = None, agent.backward
-    agent.backward = lambda batch, _, update_policy: backward(batch, draws, update_policy)
-    num_updates = len({key.split("/")[0] for key in golden if key.startswith("update")})
-    assert num_updates > 1
+    updates = {}
+    for key, value in golden.items():
+        if key.startswith("update"):
+            number, name = key.removeprefix("update").split("/", 1)
+            updates.setdefault(int(number), {})[name] = value
+    assert len(updates) > 1
     compared = 0
-    for i in range(num_updates):
-        update = {
-            key.removeprefix(f"update{i}/"): value
-            for key, value in golden.items()
-            if key.startswith(f"update{i}/")
-        }
+    for i, update in sorted(updates.items()):
         names = ("obs", "action", "reward", "next_obs", "done")
         batch = script.Batch(*(torch.from_numpy(update[name].astype(np.float32)) for name in names))
         z = torch.from_numpy(np.stack([update["z1"], update["z2"]]))
         draws = policy_noise(update, "next_"), z, policy_noise(update, "pi_")
+        agent.draw = lambda size, draws=draws: draws
         if not compiled:  # recorded also where the policy does not step
             with torch.no_grad():
                 close(agent.policy_loss(batch, draws[2])[0], update["info/policy_loss"])
@@ -190,12 +183,14 @@ def test_updates(case, agent):
 
 @pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.stem)
 def test_entropy(path):
-    """The recorded actions' entropy. Few states were recorded, so each side averages 16 random starts of every fit."""
+    """The entropy of the recorded actions, which is scikit-learn's.
+
+    Few states were recorded, so each side averages 16 random starts of every fit.
+    """
     torch.manual_seed(0)
     golden = np.load(path)
     actions = torch.from_numpy(golden["entropy/actions"])
-    np.testing.assert_allclose(
-        sklearn_entropy(actions), golden["entropy/per_state"], atol=1e-3
-    )  # the recording's source
+    recorded = golden["entropy/per_state"]
+    np.testing.assert_allclose(sklearn_entropy(actions), recorded, atol=1e-3)
     theirs = np.mean([sklearn_entropy(actions, seed) for seed in range(16)])
     assert abs(dacer.mixture_entropy(actions.repeat(16, 1, 1)).mean().item() - theirs) < 0.05

@@ -1,4 +1,7 @@
-"""The multi-goal task against numbers worked out by hand, and its pictures of policies that go straight to goals."""
+"""The multi-goal task against numbers worked out by hand, and its pictures.
+
+The pictures are of policies that go straight to goals.
+"""
 
 import json
 from functools import partial
@@ -27,9 +30,8 @@ def test_goals_lie_evenly_on_a_circle(num_goals):
     env = gym.make(ENV_ID, num_goals=num_goals, render_mode="rgb_array").unwrapped
     check_env(env)
     np.testing.assert_allclose(np.linalg.norm(env.goals, axis=1), np.full(num_goals, 5.0))
-    np.testing.assert_allclose(
-        np.linalg.norm(np.diff(env.goals, axis=0), axis=1), 10 * np.sin(np.pi / num_goals)
-    )
+    distances = np.linalg.norm(np.diff(env.goals, axis=0), axis=1)
+    np.testing.assert_allclose(distances, 10 * np.sin(np.pi / num_goals))
     np.testing.assert_allclose(env.goals[0], (5.0, 0.0))
 
 
@@ -41,30 +43,19 @@ def test_number_of_goals_out_of_range(num_goals):
 
 def test_steps_by_hand():
     position = np.array([(0, 0), (0, 0), (3.5, 0), (3.5, 0), (0, 0), (6.5, 6.8)])
-    action = np.array(
-        [(0.5, 0), (0.3, -0.4), (0.6, 0), (0.5, 0), (-3, 0.5), (1, 1)]
-    )  # (-3, 0.5) is clipped
-    moved = [(0.5, 0), (0.3, -0.4), (4.1, 0), (4, 0), (-1, 0.5), (7, 7)]
-    cost = 30 * np.array([0.25, 0.25, 0.36, 0.25, 1.25, 2]) + [
-        4.5**2,
-        0.09 + 4.6**2,
-        0.9**2,
-        1,
-        16.25,
-        53,
-    ]
-    arrives = np.array(
-        [False, False, True, False, False, False]
-    )  # at distance 1 it has not arrived
+    action = np.array([(0.5, 0), (0.3, -0.4), (0.6, 0), (0.5, 0), (-3, 0.5), (1, 1)])
+    moved = [(0.5, 0), (0.3, -0.4), (4.1, 0), (4, 0), (-1, 0.5), (7, 7)]  # (-3, 0.5) is clipped.
+    squared = np.array([4.5**2, 0.09 + 4.6**2, 0.9**2, 1, 16.25, 53])  # distances
+    cost = 30 * np.array([0.25, 0.25, 0.36, 0.25, 1.25, 2]) + squared
+    arrives = np.arange(6) == 2  # The next stops at distance 1, and has not arrived.
     env = MultiGoalEnv()
     for got, expected in zip(env.advance(position, action), (moved, 10 * arrives - cost, arrives)):
         np.testing.assert_allclose(got, expected)
     for i in range(6):
         env.position = position[i]
         obs, reward, terminated, truncated, _ = env.step(action[i])
-        np.testing.assert_allclose(
-            (*obs, reward), (*moved[i], 10 * arrives[i] - cost[i]), rtol=1e-6
-        )
+        expected = *moved[i], 10 * arrives[i] - cost[i]
+        np.testing.assert_allclose((*obs, reward), expected, rtol=1e-6)
         assert (terminated, truncated) == (arrives[i], False)
 
 
@@ -73,9 +64,8 @@ def test_starts_and_cut_at_100_steps():
     assert np.array_equal(env.reset(seed=3)[0], env.reset(seed=3)[0])
     starts = np.array([env.reset()[0] for _ in range(2000)])
     np.testing.assert_allclose((starts.mean(0), starts.std(0)), ([0, 0], [0.1, 0.1]), atol=0.01)
-    assert [env.step(np.zeros(2))[2:4] for _ in range(100)] == [(False, False)] * 99 + [
-        (False, True)
-    ]
+    ends = [env.step(np.zeros(2))[2:4] for _ in range(100)]
+    assert ends == [(False, False)] * 99 + [(False, True)]
 
 
 def test_coverage():
@@ -94,9 +84,8 @@ def test_rollouts_rest_where_they_arrive():
     actions = np.array([[1.0, 0.0], [0.0, -1.0], [0.01, 0.01]])
     path, goals = MultiGoalEnv().rollouts(lambda obs: actions, np.zeros((3, 2)))
     assert goals.tolist() == [0, 3, -1]
-    np.testing.assert_allclose(
-        path[5:, 0], np.tile((5.0, 0.0), (96, 1))
-    )  # at (4, 0) it has not arrived yet
+    # At (4, 0) it has not arrived yet.
+    np.testing.assert_allclose(path[5:, 0], np.tile((5.0, 0.0), (96, 1)))
     np.testing.assert_allclose(path[-1, 2], (1.0, 1.0))
 
 
@@ -119,36 +108,32 @@ def straight(targets, obs):
 def stub_agent(folder):
     """An agent with targets for a policy, whose value is -|p|^2."""
     args = SimpleNamespace(**json.loads((folder / "args.json").read_text()))
-    critic = lambda obs, action: (
-        torch.stack([obs[:, 0] * 0 + 3, -args.reward_scale * obs.square().sum(-1)]),
-        None,
-    )
+
+    def critic(obs, action):
+        value = -args.reward_scale * obs.square().sum(-1)
+        return torch.stack([0 * value + 3, value]), None
+
     return SimpleNamespace(args=args, policy=args.targets, critic=critic)
 
 
 def goals_shown(path, region=()):
     """The goals whose colour is in a picture."""
     picture = imread(path)[..., :3][region]
-    return [
-        goal
-        for goal in range(6)
-        if (np.abs(picture - to_rgb(COLORS[goal])).max(-1) < 0.01).sum() > 9
-    ]
+
+    def count(color):
+        return (np.abs(picture - to_rgb(color)).max(-1) < 0.01).sum()
+
+    return [goal for goal in range(6) if count(COLORS[goal]) > 9]
 
 
 def test_pictures_show_the_goals_reached(tmp_path, monkeypatch, capsys):
     """Of three seeds the comparison shows the median, and below it the other algorithm."""
+    make_actor = lambda targets, space, seed: partial(straight, targets)
     for script in (dacer, dacer_v2):
         monkeypatch.setattr(script, "load_agent", stub_agent)
-        monkeypatch.setattr(
-            script, "make_actor", lambda targets, space, seed: partial(straight, targets)
-        )
-    runs = {
-        tmp_path / "0": [1, 2, 4, 5],
-        tmp_path / "1": [0],
-        tmp_path / "2": [1, 4],
-        tmp_path / "3": [3],
-    }
+        monkeypatch.setattr(script, "make_actor", make_actor)
+    targets = [1, 2, 4, 5], [0], [1, 4], [3]
+    runs = {tmp_path / str(seed): goals for seed, goals in enumerate(targets)}
     for seed, (run, targets) in enumerate(runs.items()):
         args = {
             "env_id": ENV_ID,
@@ -161,41 +146,29 @@ def test_pictures_show_the_goals_reached(tmp_path, monkeypatch, capsys):
         (run / "args.json").write_text(json.dumps(dict(seed=seed, targets=targets, **args, **v2)))
     multigoal_env.main(tuple(runs))
     out = capsys.readouterr().out
-    assert (
-        "2: DACERv2, T = 5, eta = 5, seed 2: coverage 0.387, arrived 100.0%" in out
-    )  # log 2 / log 6
+    log_2_over_log_6 = "coverage 0.387, arrived 100.0%"
+    assert f"2: DACERv2, T = 5, eta = 5, seed 2: {log_2_over_log_6}" in out
     assert "3: DACER, T = 5, seed 3: coverage 0.000" in out
     for run, targets in runs.items():
         assert goals_shown(run / "starts.png") == targets
-        assert (
-            goals_shown(run / "policy.png", np.s_[320:380, 325:390]) == targets
-        )  # the arrows from the origin
-    assert (
-        goals_shown(run / "policy.png", np.s_[335:365, 362:390]) == []
-    )  # goal 3 is to the left of the origin
+        around_the_origin = np.s_[320:380, 325:390]
+        assert goals_shown(run / "policy.png", around_the_origin) == targets
+    to_the_right = np.s_[335:365, 362:390]  # Goal 3 is to the left of the origin.
+    assert goals_shown(run / "policy.png", to_the_right) == []
     assert goals_shown(tmp_path / "multigoal.png") == [1, 3, 4]
-    np.testing.assert_allclose(
-        multigoal_env.Run(run).value(np.array([(0, 0), (3, 4)])), (0, -25), atol=1e-5
-    )
+    values = multigoal_env.Run(run).value(np.array([(0, 0), (3, 4)]))
+    np.testing.assert_allclose(values, (0, -25), atol=1e-5)
 
 
 def test_a_trained_run(algo, tiny_args, capsys):
-    """Real agents fit the pictures; another task, and folders that are no run, are refused in one line."""
+    """Real agents fit the pictures. Another task, and folders that are no run, are refused in one
+    line."""
     trained, other = Path("trained"), Path("other")
-    algo.main(
-        tiny_args(
-            env_id=ENV_ID,
-            env_kwargs='{"num_goals": 5, "max_episode_steps": 9}',
-            total_timesteps=120,
-        ),
-        trained,
-    )
+    kwargs = '{"num_goals": 5, "max_episode_steps": 9}'
+    algo.main(tiny_args(env_id=ENV_ID, env_kwargs=kwargs, total_timesteps=120), trained)
     multigoal_env.main((trained,))
-    assert {path.name for path in trained.glob("*.png")} == {
-        "policy.png",
-        "value.png",
-        "starts.png",
-    }
+    pictures = {path.name for path in trained.glob("*.png")}
+    assert pictures == {"policy.png", "value.png", "starts.png"}
     assert imread(trained / "value.png")[..., :3].std() > 0.1
     assert list(trained.glob("events.out.tfevents.*.pictures"))
 

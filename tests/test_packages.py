@@ -9,8 +9,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def test_the_headers_name_the_packages_of_requirements_txt(algo):
     source = Path(algo.__file__).read_text()
-    block = re.search(r"^# /// script\n(.*?)^# ///$", source, re.S | re.M).group(1)
-    header = tomllib.loads(re.sub(r"^# ?", "", block, flags=re.M))
+    block = re.search(r"^# /// script\n(.*?)^# ///$", source, re.DOTALL | re.MULTILINE).group(1)
+    header = tomllib.loads(re.sub(r"^# ?", "", block, flags=re.MULTILINE))
     required = (ROOT / "requirements.txt").read_text().split()
     only_pictures = [line for line in required if line.startswith("matplotlib")]
     assert sorted(header["dependencies"] + only_pictures) == sorted(required)

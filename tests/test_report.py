@@ -1,4 +1,5 @@
-"""benchmarks/report.py: the published tables are those of the data, and made-up runs whose results are known."""
+"""benchmarks/report.py: the published tables are those of the data, and of made-up runs the results
+are as known."""
 
 import itertools
 import json
@@ -92,7 +93,8 @@ def test_the_pages_say_what_the_data_say(copy):
         text = path.read_text()
         assert (copy / path.relative_to(ROOT)).read_text() == text
         for figure in re.findall(r"\((?:docs/)?(figures/[^)]+)\)", text):
-            assert (ROOT / "docs" / figure).stat().st_size < 120_000
+            most = 1_500_000 if figure.endswith(".webp") else 120_000
+            assert (ROOT / "docs" / figure).stat().st_size < most
 
 
 def test_every_number_recomputes(copy):
@@ -115,12 +117,9 @@ def test_every_number_recomputes(copy):
             row["updates"].split(" (")[0],
         )
         for column, values in ((BEST, group.best), ("last evaluation", group["return"])):
-            several = (
-                len(group) > 1 == group["update"].nunique()
-            )  # of runs of different lengths each is shown
-            wanted = (
-                [values.mean(), values.min(), values.max()] if several else values.dropna().tolist()
-            )
+            wanted = [values.mean(), values.min(), values.max()]
+            if len(group) == 1 or group["update"].nunique() > 1:
+                wanted = values.dropna().tolist()  # Of runs of different lengths each is shown.
             assert numbers(row[column]) == pytest.approx(wanted, abs=0.51)
     for row in rows_of((copy / "docs/multigoal.md").read_text().split("<!-- report: ")[1]):
         group = runs[(runs.kwargs == f"num_goals={row['goals']}") & (runs["T"] == int(row["T"]))]
@@ -133,9 +132,8 @@ def test_every_number_recomputes(copy):
         assert float(row["return"]) == pytest.approx(group["return"].mean(), abs=0.51)
     data = pd.read_csv(ROOT / "benchmarks/results/speed.csv")
     parts = (copy / "docs/speed.md").read_text().split("report: gpu")
-    parts.append(
-        report.speed(data.sample(frac=1, random_state=0).query("task != 'Ant'"))
-    )  # in any order
+    in_any_order = data.sample(frac=1, random_state=0)
+    parts.append(report.speed(in_any_order.query("task != 'Ant'")))
     for part, where in zip(parts, (False, True, False), strict=True):
         times = (
             data[data.machine.str.contains("NVIDIA") == where]
@@ -163,12 +161,10 @@ def test_every_number_recomputes(copy):
         ]
         hours = row["DACER, T = 20"], row["DACERv2, T = 5"]
         assert [float(cell) for cell in hours] == pytest.approx(wanted, abs=0.51)
-        if row["task"] == "Ant":
-            assert (
-                "two CPU cores 14 hours on Ant with DACER and 8 with"
-                in (copy / "README.md").read_text()
-            )
-            assert hours == ("14", "8")
+        # README shows some of these rows.
+        told = f"| {row['task']} | {hours[0]} | {hours[1]} |"
+        if row["task"] in ("Ant", "Humanoid"):
+            assert told in (copy / "README.md").read_text()
 
 
 def test_the_table_of_algorithms_recomputes(copy):
@@ -236,9 +232,8 @@ def test_runs_are_collected(tmp_path, monkeypatch, capsys):
 
 
 def test_first_angle():
-    steps = np.array(
-        [(1, 0), (0, -0.5), (0.3, 0.3), (-0.2, 0.2)]
-    )  # 0, 0, 45, 45 degrees from a goal of 4
+    # 0, 0, 45 and 45 degrees from a goal of 4.
+    steps = np.array([(1, 0), (0, -0.5), (0.3, 0.3), (-0.2, 0.2)])
     path = np.stack([np.zeros((4, 2)), steps, 3 * steps[::-1]])
     angles = [
         multigoal.first_angle(path, multigoal.multigoal_env.MultiGoalEnv(n).goals) for n in (4, 8)
@@ -247,10 +242,8 @@ def test_first_angle():
 
 
 def test_statistics(tmp_path, tables):
-    for seed in (
-        1,
-        2,
-    ):  # two normal samples of two: 1 +- 4.303 sqrt(2/2 + 2/2), t(2) = 0.707 has p = 0.55
+    # Of two normal samples of two: 1 +- 4.303 sqrt(2/2 + 2/2); t(2) = 0.707 has p = 0.55.
+    for seed in (1, 2):
         make_run(tmp_path / f"runs/a{seed}", [99, 0] * 4 + [2 * seed, 0], seed=seed, **V2)
         make_run(
             tmp_path / f"runs/b{seed}",
@@ -260,20 +253,15 @@ def test_statistics(tmp_path, tables):
         )
     (row,) = [row for row in tables()["differences"] if "yours" in row["algorithm"]]
     assert row[BEST] == "+1.00 (-5.08 to 7.08)"
-    assert (
-        report.interval([pd.Series([1.0, 2.0, 3.0])], np.mean, ".2f") == "1.00 to 3.00"
-    )  # 1 in 27 means is 1, or 3
-    assert [report.digits(pd.Series(values)) for values in ([0.5], [12.3, np.nan], [-4000.0])] == [
-        2,
-        1,
-        0,
-    ]
+    # 1 in 27 means is 1, or 3.
+    assert report.interval([pd.Series([1.0, 2.0, 3.0])], np.mean, ".2f") == "1.00 to 3.00"
+    for values, digits in (([0.5], 2), ([12.3, np.nan], 1), ([-4000.0], 0)):
+        assert report.digits(pd.Series(values)) == digits
     runs = pd.DataFrame(
         {"task": ["Hopper-v4"] * 2 + ["Swimmer-v4"] * 2, "name": "A", "seed": [1, 2] * 2}
     )
-    (row,) = rows_of(
-        report.iqm(runs.assign(best=[410.4, 820.8, 45.6, 60.8]))
-    )  # shares 0.1, 0.2, 0.3 and 0.4
+    # The shares are 0.1, 0.2, 0.3 and 0.4.
+    (row,) = rows_of(report.iqm(runs.assign(best=[410.4, 820.8, 45.6, 60.8])))
     assert row["interquartile mean"] == "0.250"
 
 
@@ -342,10 +330,8 @@ def test_named_runs_stand_beside_the_published_ones(tmp_path, tables):
     assert [row for row in made if "yours" not in row["algorithm"]] == [
         row for row in published if row["goals"] == "6"
     ]
-    assert [row["seed"] for row in made if "yours" in row["algorithm"]] == [
-        "1, 2",
-        "3",
-    ]  # two batch sizes
+    two_batch_sizes = ["1, 2", "3"]
+    assert [row["seed"] for row in made if "yours" in row["algorithm"]] == two_batch_sizes
     assert before == {path: path.read_bytes() for path in before}
 
 

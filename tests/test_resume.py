@@ -1,4 +1,4 @@
-"""Runs survive: what is interrupted goes on bit for bit, what is broken is refused, and nothing saved is lost."""
+"""Runs survive: what is interrupted goes on bit for bit, and nothing that was saved is lost."""
 
 import json
 import multiprocessing
@@ -22,24 +22,16 @@ REACH = {"env_id": "toy_envs:Reach-v0"}
 
 @pytest.fixture(autouse=True)
 def ordered_event_files():
-    # TensorBoard reads files by name: second, process, count; here seconds and processes are the same, and 10 < 9
+    """TensorBoard orders a run's files by name: second, process, count. Here seconds and processes
+    are the same, and 10 would come before 9."""
     event_file_writer._global_uid._value = max(event_file_writer._global_uid._value, 10_000)
 
 
 def two_threads(*words):
-    environment = {
-        **ENVIRONMENT,
-        "OMP_NUM_THREADS": "2",
-        "OMP_WAIT_POLICY": "passive",
-    }  # or a busy machine is slow
-    return subprocess.run(
-        [sys.executable, *words],
-        check=False,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
+    # If they waited actively, a busy machine would be slow.
+    environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
+    how = {"env": environment, "capture_output": True, "text": True, "timeout": 400}
+    return subprocess.run([sys.executable, *words], check=False, **how)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +48,7 @@ def test_exact_with_two_threads(name, compile):
     "script, how", [("dacer.py", "kill"), ("dacer_v2.py", "saving"), ("dacer_v2.py", "term")]
 )
 def test_kills(script, how):
-    """The short form of what kill_and_resume.py does at length: processes that are really killed."""
+    """Processes are really killed: the short form of what kill_and_resume.py does at length."""
     tiny = {
         "env-id": "Hopper-v4",
         "total-timesteps": 1000,
@@ -72,24 +64,9 @@ def test_kills(script, how):
         "device": "cpu",
     }
     arguments = [word for name, value in tiny.items() for word in (f"--{name}", str(value))]
-    done = two_threads(
-        TESTS / "kill_and_resume.py",
-        "--script",
-        script,
-        "--how",
-        how,
-        "--kills",
-        "2",
-        "--max-seconds",
-        "1",
-        "--",
-        *arguments,
-        "--hidden-sizes",
-        "64",
-        "64",
-        "64",
-        "--no-compile",
-    )
+    arguments += ["--hidden-sizes", "64", "64", "64", "--no-compile"]
+    words = ["--script", script, "--how", how, "--kills", "2", "--max-seconds", "1"]
+    done = two_threads(TESTS / "kill_and_resume.py", *words, "--", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "the same, bit for bit" in done.stdout
 
@@ -102,21 +79,29 @@ def test_the_comparison_sees_a_single_bit(tiny_args, algo):
     assert sorted(differences(a, b)) == ["/checkpoint.pt/rows/0", "/curves/losses/qf1_loss"]
 
 
+CHANGED = [
+    {},
+    {"buffer_size": 30},
+    {"policy_frequency": 3},
+    {"env_id": "toy_envs:Global-v0"},
+    {"checkpoint_interval": 7},
+]
+
+
 @pytest.mark.parametrize("stops", [(0,), (7, 8), (20,), (39,)])
-@pytest.mark.parametrize(
-    "changes", [{}, {"buffer_size": 30}, {"policy_frequency": 3}, {"env_id": "toy_envs:Global-v0"}]
-)
+@pytest.mark.parametrize("changes", CHANGED)
 @pytest.mark.parametrize("algo", [dacer_v2], indirect=True)
 def test_interrupted_at_any_moment(algo, tiny_args, monkeypatch, stops, changes):
-    """In the first update and later, with a full ring buffer, another rhythm, generators that the task shares."""
+    """In the first update and later, with a full ring buffer, other rhythms, and generators that
+    the task shares."""
     args = tiny_args(**{**REACH, "checkpoint_interval": 10, **changes})
     whole, update = outcome(train(algo, args, "whole")), algo.Agent.update
     for stop in stops:
 
-        def interrupted(self, batch, step, stop=stop):
-            if step == stop:
+        def interrupted(self, batch, number, stop=stop):
+            if number == stop:
                 raise KeyboardInterrupt
-            return update(self, batch, step)
+            return update(self, batch, number)
 
         with monkeypatch.context() as patch:
             patch.setattr(algo.Agent, "update", interrupted)
@@ -173,14 +158,11 @@ def test_what_may_change(algo, tiny_args, change):
     ended = command(algo, "--resume", run_dir, *change.split(), "--total-timesteps", 160)
     assert ended.code == 0, ended.err
     assert algo.load_checkpoint(run_dir / "checkpoint.pt")["step"] == 80
+    keeps_bits = change in ("--eval-episodes 1", "--async-envs")
+    assert ("not those of the unchanged run" in ended.out) == (not keeps_bits)
 
 
-CHANGES = [
-    "--num-envs 3",
-    "--learning-rate 0.1",
-    "--env-id toy_envs:Counter-v0",
-    "--gamma 0.5",
-]
+CHANGES = ["--num-envs 3", "--learning-rate 0.1", "--env-id toy_envs:Counter-v0", "--gamma 0.5"]
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -215,7 +197,8 @@ def script(request, tmp_path, monkeypatch):
 
 
 HOWS = {
-    "raise": "the simulator diverged",
+    "raise": "the task raised RuntimeError: the simulator diverged",
+    "sys.exit": "the task raised SystemExit: 0",
     "nan reward": "reward[",
     "huge reward": "reward[",
     "nan observation": "obs[",
@@ -228,46 +211,36 @@ HOWS = {
 @pytest.mark.parametrize("how", HOWS)
 def test_an_environment_that_fails(script, how, async_envs):
     kwargs = json.dumps({"how": how})
-    ended = command(
-        script, "--env-id", "toy_envs:Failing-v0", "--env-kwargs", kwargs, async_envs, *TINY
-    )
+    task = ["--env-id", "toy_envs:Failing-v0", "--env-kwargs", kwargs]
+    ended = command(script, *task, async_envs, *TINY)
     failed(ended, the_run(), script, HOWS[how])
     for worker in multiprocessing.active_children():
-        worker.join(20)  # killed, it may take a moment
+        worker.join(20)  # Killed, it may take a moment.
     assert not multiprocessing.active_children()
+
+
+def start(*words, **how):
+    """A script in a process of its own, under way."""
+    streams = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
+    words = [sys.executable, *map(str, words)]
+    return subprocess.Popen(words, env=ENVIRONMENT, **streams, **how)
 
 
 @pytest.mark.parametrize("how", ["exit", "hang", "stubborn"])
 def test_a_worker_that_fails(script, tmp_path, how):
-    """It dies, hangs, or hangs and does not mind SIGTERM: the run ends all the same, and so do all its processes."""
-    (tmp_path / "start.py").write_text(
-        f"import sys\nsys.path.insert(0, {str(TESTS.parent)!r})\n"
-        "import dacer_v2\ndacer_v2.TIMEOUT = 3.0\ndacer_v2.run_command_line()\n"
+    """It dies, hangs, or hangs and does not mind SIGTERM. The run ends all the same, and so do all
+    its processes."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(TESTS.parent)!r})\n"
+        "import dacer_v2; dacer_v2.TIMEOUT = 3.0; dacer_v2.run_command_line()\n"
     )
-    start = type("script", (), {"__file__": str(tmp_path / "start.py")})
-    kwargs = json.dumps({"how": how})
-    words = [
-        "--env-id",
-        "toy_envs:Failing-v0",
-        "--env-kwargs",
-        kwargs,
-        "--async-envs",
-        *TINY,
-        "--exp-name",
-        how,
-    ]
-    process = subprocess.Popen(
-        [sys.executable, start.__file__, *words],
-        env=ENVIRONMENT,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
+    (tmp_path / "start.py").write_text(code)
+    task = ["--env-id", "toy_envs:Failing-v0", "--env-kwargs", json.dumps({"how": how})]
+    words = [tmp_path / "start.py", *task, "--async-envs", *TINY, "--exp-name", how]
+    process = start(*words, start_new_session=True)
     try:
-        _, err = process.communicate(
-            timeout=40
-        )  # ends when nobody holds stderr any more, the workers included
+        # It ends when nobody holds stderr any more, the workers included.
+        _, err = process.communicate(timeout=60)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise
@@ -276,18 +249,8 @@ def test_a_worker_that_fails(script, tmp_path, how):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals(script, number):
-    words = [
-        sys.executable,
-        script.__file__,
-        "--env-id",
-        "toy_envs:Reach-v0",
-        *TINY,
-        "--total-timesteps",
-        "10000000",
-    ]
-    process = subprocess.Popen(
-        words, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
+    words = ["--env-id", "toy_envs:Reach-v0", *TINY, "--total-timesteps", 10_000_000]
+    process = start(script.__file__, *words)
     while process.poll() is None and not list(Path().glob("runs/*/checkpoint.pt")):
         time.sleep(0.05)
     time.sleep(0.5)
@@ -303,47 +266,42 @@ def test_a_full_disk(script):
     run_dir = the_run()
     before = (run_dir / "checkpoint.pt").read_bytes()
     limit = (len(before) // 2,) * 2
-    ended = shell(
-        script,
-        "--resume",
-        run_dir,
-        "--total-timesteps",
-        400,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
-    )
+
+    def before_the_start():
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+    words = ["--resume", run_dir, "--total-timesteps", 400]
+    ended = shell(script, *words, preexec_fn=before_the_start)
     failed(ended, run_dir, script, "File too large")
     assert (run_dir / "checkpoint.pt").read_bytes() == before
 
 
-def test_weights_and_losses_that_diverge(script, monkeypatch):
-    ended = command(
-        script, "--env-id", "toy_envs:Reach-v0", *TINY, "--learning-rate", 1e14, "--alpha-lr", 1e14
-    )
+def test_weights_and_losses_that_diverge(script):
+    rates = ["--learning-rate", 1e14, "--alpha-lr", 1e14]
+    ended = command(script, "--env-id", "toy_envs:Reach-v0", *TINY, *rates)
     failed(ended, the_run(), script, "NaN or infinity in ")
 
 
 @pytest.mark.parametrize("what", ["loss", "weight"])
 def test_a_nan_in_training(script, monkeypatch, what):
+    """It is found at the next log of losses, or before the next checkpoint."""
     update = script.Agent.update
 
-    def broken(self, batch, step):
-        stats = update(self, batch, step)
-        if step == 25 and what == "weight":
+    def broken(self, batch, number):
+        stats = update(self, batch, number)
+        if number == 29 and what == "weight":  # No later update comes before the checkpoint.
             self.target_critic.q1[0].weight.data[0, 0] = float("nan")
         return stats if what == "weight" else stats | {"actor_loss": torch.tensor(float("nan"))}
 
     monkeypatch.setattr(script.Agent, "update", broken)
     ended = command(script, "--env-id", "toy_envs:Reach-v0", *TINY, "--checkpoint-interval", 30)
-    failed(
-        ended,
-        the_run(),
-        script,
-        {"loss": "actor_loss", "weight": "target_critic.q1"}[what] if what == "loss" else "NaN",
-    )
+    name = {"loss": "actor_loss", "weight": "target_critic.q1.0.weight"}[what]
+    failed(ended, the_run(), script, f"NaN or infinity in {name}")
 
 
 def test_environments_that_cannot_all_be_made(script):
-    """Of a worker that cannot start this process knows no more than that; the worker says why on stderr."""
+    """Of a worker that cannot start this process knows no more than that. The worker says why on
+    stderr."""
     ended = command(script, "--env-id", "toy_envs:Licensed-v0", *TINY, "--async-envs")
     assert ended.code == 2
     assert ended.last_line.startswith("dacer_v2.py: error: ")

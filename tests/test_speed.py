@@ -1,4 +1,7 @@
-"""What makes the scripts fast changes none of their numbers: compilation, the form of Mish, the buffer, processes."""
+"""What makes the scripts fast changes none of their numbers.
+
+That is compilation, the form of Mish, the buffer, and environments in processes of their own.
+"""
 
 import json
 import multiprocessing
@@ -15,7 +18,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_update import draw, gradients, make_agent, make_batch
+from helpers import ENVIRONMENT, TESTS, TINY
+from test_update import gradients, make_agent, make_batch
 from torch._inductor import config as inductor
 
 import dacer
@@ -27,49 +31,45 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 @inductor.patch(fx_graph_cache=False)
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
 def test_a_compiled_agent_computes_the_same_and_is_compiled_once(device, monkeypatch):
-    """Actions, statistics and gradients, at full weight of the Q-gradient; then no update compiles anything more.
+    """Actions, statistics and gradients, at full weight of the Q-gradient; then no update compiles
+    anything more.
 
-    (test_golden compares with recorded numbers.) The batch is as large as the hidden layers: a compiler that takes the
-    memory of weights for activations of their size would be seen. So would one that pads matrices as it does on a GPU,
-    if their widths (Ant's, not Hopper's) make that faster: Adam takes no gradient with gaps.
+    (test_golden compares with recorded numbers.) The batch is as large as the hidden layers, so
+    that a compiler that takes the memory of weights for activations of their size would be seen. So
+    would one that pads matrices, as it does on a GPU if their widths (Ant's, not Hopper's) make
+    that faster: Adam takes no gradient with gaps.
     """
     torch.compiler.reset()
     for name in ("has_triton", "check_device", "_should_pad"):
         monkeypatch.setattr(f"torch._inductor.fx_passes.pad_mm.{name}", lambda *_: True)
     size = 32
     settings = {"diffusion_steps": 2, "q_grad_weight": 1.0, "device": device, "entropy_interval": 2}
-    eager, compiled = (
-        make_agent(dacer_v2, compile=compile, **settings) for compile in (False, True)
-    )
+    eager = make_agent(dacer_v2, compile=False, **settings)
+    compiled = make_agent(dacer_v2, compile=True, **settings)
     batch = dacer_v2.Batch(*(x.to(device) for x in make_batch(size)))
-    draws = tuple(x.to(device) for x in draw(eager, size))
+    draws = eager.draw(size)
     with (
         torch.compiler.set_stance("fail_on_recompile"),
         pytest.raises(RuntimeError, match="recompile"),
     ):
         compiled.backward(batch, draws, True)
     for update_policy in (True, False):
-        (expected, *_, stats), (found, *_, compiled_stats) = (
-            gradients(agent, batch, draws, update_policy) for agent in (eager, compiled)
-        )
-        assert len(expected) == len(list(eager.critic.parameters())) + update_policy * len(
-            list(eager.policy.parameters())
-        )
+        expected, _, stats = gradients(eager, batch, draws, update_policy)
+        found, _, compiled_stats = gradients(compiled, batch, draws, update_policy)
+        learning = [eager.critic, eager.policy] if update_policy else [eager.critic]
+        assert len(expected) == sum(len(list(net.parameters())) for net in learning)
         torch.testing.assert_close(found | compiled_stats, expected | stats, rtol=1e-4, atol=1e-6)
         assert all(p.grad is None or p.grad.stride() == p.stride() for p in compiled.parameters())
     with torch.no_grad():
-        actions = [
-            agent.policy(batch.obs, draws[0], agent.noise_std()) for agent in (eager, compiled)
-        ]
+        inputs = batch.obs, draws[0], eager.noise_std()
+        actions = [agent.policy(*inputs).clone() for agent in (eager, compiled)]
         copied = deepcopy(compiled.policy)
         for parameter in copied.parameters():
             parameter.zero_()
-        assert not torch.equal(
-            copied(batch.obs, draws[0], compiled.noise_std()), actions[1]
-        )  # its own weights
+        assert not torch.equal(copied(*inputs), actions[1])  # It has weights of its own.
     torch.testing.assert_close(*actions)
-    for name, value in eager.state_dict().items():  # nothing has been written to
-        assert torch.equal(value, compiled.state_dict()[name])
+    for name, value in eager.state_dict().items():
+        assert torch.equal(value, compiled.state_dict()[name])  # Nothing has been written to.
 
     def update(first, last):
         for step in range(first, last):
@@ -79,15 +79,15 @@ def test_a_compiled_agent_computes_the_same_and_is_compiled_once(device, monkeyp
     update(0, 2)
     with torch.compiler.set_stance("fail_on_recompile"):
         update(2, 6)
-        with pytest.raises(
-            RuntimeError, match="recompile"
-        ):  # another number of environments would be compiled
+        # Another number of environments would be compiled.
+        with pytest.raises(RuntimeError, match="recompile"):
             compiled.act(np.zeros((4, 4)))
 
 
 @pytest.mark.parametrize("algo", [dacer], indirect=True)
 def test_a_compiled_run_repeats_bit_for_bit(algo, tiny_args):
-    """Here once with asynchronous environments, which give the same bits; its policy may be compiled when loaded."""
+    """Here once with asynchronous environments, which give the same bits. The policy may be
+    compiled when it is loaded."""
     args = tiny_args(env_id="toy_envs:Reach-v0", compile=True, diffusion_steps=2)
     algo.main(args, Path("first"))
     algo.main(replace(args, async_envs=True), Path("second"))
@@ -98,13 +98,15 @@ def test_a_compiled_run_repeats_bit_for_bit(algo, tiny_args):
     space = gym.make("toy_envs:Reach-v0").action_space
     actions = [algo.make_actor(agent.policy, space)(np.ones((1, 2))) for agent in (first, second)]
     np.testing.assert_allclose(actions[1], actions[0], atol=1e-6)
-    with torch.compiler.set_stance("fail_on_recompile"):  # a lone observation is no other shape
+    # A lone observation is no other shape.
+    with torch.compiler.set_stance("fail_on_recompile"):
         algo.make_actor(second.policy, space)(np.ones(2))
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_mish(compiled):
-    """Within 1e-6 of the exact value, and its gradient within 1e-5, at every number that a network can meet."""
+    """It is within 1e-6 of the exact value, and its gradient within 1e-5, at every number that a
+    network can meet."""
     torch.compiler.reset()
     mish = torch.compile(dacer.Mish()) if compiled else dacer.Mish()
     tiny = torch.logspace(-44, 0, 20_000, dtype=torch.float64)
@@ -147,22 +149,19 @@ def test_the_buffer_takes_no_memory_before_it_is_used():
     ],
 )
 @pytest.mark.parametrize("algo", [dacer], ids=["dacer"], indirect=True)
-def test_an_environment_that_fails(algo, tiny_args, capfd, monkeypatch, async_envs, how, at, says):
+def test_an_environment_that_fails(algo, tiny_args, monkeypatch, async_envs, how, at, says):
     """An exception with a note that says how to go on; the last checkpoint stays."""
     monkeypatch.setattr(algo, "TIMEOUT", 2.0)
     monkeypatch.setattr(algo.signal, "signal", lambda *_: None)
-    fails, evaluate = json.dumps({"at": at, "how": how}), algo.evaluate
-    fine = json.dumps({"fails": False})
-    args = tiny_args(
-        env_id="toy_envs:Failing-v0", env_kwargs=fine if at == 5 else fails, async_envs=async_envs
-    )
+    args = tiny_args(env_id="toy_envs:Failing-v0", async_envs=async_envs)
+    make_envs, kinds = algo.make_envs, iter(("training's", "evaluations'"))
 
-    def evaluate_with(
-        policy, args, seed
-    ):  # either the training's environments fail, or the evaluation's
-        return evaluate(policy, replace(args, env_kwargs=fails if at == 5 else fine), seed)
+    def make(args, *rest):
+        fails = (next(kinds) == "evaluations'") == (at == 5)
+        kwargs = json.dumps({"at": at, "how": how, "fails": fails})
+        return make_envs(replace(args, env_kwargs=kwargs), *rest)
 
-    monkeypatch.setattr(algo, "evaluate", evaluate_with)
+    monkeypatch.setattr(algo, "make_envs", make)
     monkeypatch.setattr(algo.tyro, "cli", lambda *_, **__: args)
     with pytest.raises(Exception) as stopped:
         algo.run_command_line()
@@ -170,45 +169,18 @@ def test_an_environment_that_fails(algo, tiny_args, capfd, monkeypatch, async_en
     assert says in f"{stopped.type.__name__}: {stopped.value}"
     assert f"--resume {run_dir}" in stopped.value.__notes__[0]
     assert algo.load_agent(run_dir)
-    for (
-        process
-    ) in multiprocessing.active_children():  # they end with this process: see the next test
-        process.kill()
+    for process in multiprocessing.active_children():
+        process.join(20)  # Killed, it may take a moment.
+    assert not multiprocessing.active_children()
 
 
 def test_no_process_is_left_of_a_run_that_hung(tmp_path):
     """Were there any, they would hold the pipe, and the wait for its end would not end."""
-    tests = Path(__file__).parent
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)])}
-    arguments = [
-        "--env-id",
-        "toy_envs:Failing-v0",
-        "--env-kwargs",
-        '{"how": "hang"}',
-        "--async-envs",
-        "--no-compile",
-    ]
-    arguments += [
-        "--total-timesteps",
-        "200",
-        "--learning-starts",
-        "100",
-        "--num-envs",
-        "2",
-        "--device",
-        "cpu",
-    ]
-    arguments += ["--buffer-size", "1000"]
+    path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    how = {"env": ENVIRONMENT | {"PYTHONPATH": path}, "cwd": tmp_path, "timeout": 120}
     code = "import dacer; dacer.TIMEOUT = 5.0; dacer.run_command_line()"
-    command = [sys.executable, "-c", code, *arguments]
-    done = subprocess.run(
-        command,
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    task = ["--env-id", "toy_envs:Failing-v0", "--env-kwargs", '{"how": "hang"}', "--async-envs"]
+    words = [sys.executable, "-c", code, *task, *TINY]
+    done = subprocess.run(words, **how, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "TimeoutError" in done.stderr

@@ -1,4 +1,7 @@
-"""The sweep makes its own runs, whatever happens to them. As a program, this file is a fake script that it trains."""
+"""The sweep makes its own runs, whatever happens to them.
+
+As a program, this file is a fake script that the sweep trains.
+"""
 
 import os
 import re
@@ -14,22 +17,9 @@ import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
 FAKE = ["--commands", "tests/test_sweep.py", "--processes", "2", "--threads", "1"]
-TINY = [
-    "--total-timesteps=120",
-    "--learning-starts=40",
-    "--num-envs=2",
-    "--batch-size=8",
-    "--eval-episodes=1",
-]
-TINY += [
-    "--diffusion-steps=2",
-    "--entropy-samples=8",
-    "--device=cpu",
-    "--no-compile",
-    "--hidden-sizes",
-    "16",
-    "16",
-]
+TINY = ["--total-timesteps=120", "--learning-starts=40", "--num-envs=2", "--batch-size=8"]
+TINY += ["--eval-episodes=1", "--diffusion-steps=2", "--entropy-samples=8", "--device=cpu"]
+TINY += ["--no-compile", "--hidden-sizes", "16", "16"]
 
 
 @dataclass
@@ -45,9 +35,8 @@ def train(args):
     checkpoint = Path(args.resume or f"runs/{args.env_id}") / "checkpoint.pt"
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     first = int(checkpoint.read_text()) if args.resume else 0
-    print(
-        f"from {first} in", os.environ.get("RAY_RAYLET_PID"), os.getppid(), os.getpid(), flush=True
-    )
+    processes = os.environ.get("RAY_RAYLET_PID"), os.getppid(), os.getpid()
+    print(f"from {first} in", *processes, flush=True)
     for step in range(first, 3):
         assert args.env_id != "Bad", "the simulator diverged"
         checkpoint.write_text(str(step + 1))
@@ -88,21 +77,15 @@ def test_failed_and_killed_jobs():
     grid = [*FAKE, "--env-ids", "Bad", "Good", "Killed"]
     printed = end(start(*grid), code=1)
     assert re.search(r"Bad\S+: FAILED \(1\): AssertionError: the simulator diverged", printed)
-    assert [re.findall("from .", log) for log in logs()] == [
-        ["from 0"],
-        ["from 0"],
-        ["from 0", "from 1"],
-    ]
+    assert [re.findall("from (.)", log) for log in logs()] == [["0"], ["0"], ["0", "1"]]
     end(start(*grid), code=1)
-    assert [len(re.findall("from .", log)) for log in logs()] == [
-        2,
-        1,
-        2,
-    ]  # only what is missing ran again
+    # Only what is missing ran again.
+    assert [len(re.findall("from .", log)) for log in logs()] == [2, 1, 2]
 
 
 def test_a_foreign_run_is_left_alone():
-    Path("toy_envs.py").symlink_to(ROOT / "tests" / "toy_envs.py")  # a task of the caller's folder
+    # A task of the caller's folder.
+    Path("toy_envs.py").symlink_to(ROOT / "tests" / "toy_envs.py")
     grid = ["--commands", "dacer.py", "--env-ids", "toy_envs:Reach-v0", "--", *TINY]
     end(start(*grid))
     (foreign,) = Path().glob("runs/sweep/Reach-v0__dacer.py__1__*/runs/*")
@@ -115,9 +98,8 @@ def test_a_foreign_run_is_left_alone():
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_sweep_goes_on(signum):
-    killed = (
-        signum == signal.SIGKILL
-    )  # then its jobs go on alone, and the next sweep waits for them
+    # Killed, its jobs go on alone, and the next sweep waits for them.
+    killed = signum == signal.SIGKILL
     sweep = start(*FAKE, "--env-ids", "Slow", "--seeds", "1", "2", "3")
     wait_for("did 1", jobs=2)
     os.killpg(sweep.pid, signum)
@@ -126,9 +108,8 @@ def test_a_stopped_sweep_goes_on(signum):
     sweep = start(*FAKE, "--env-ids", "Slow", "--seeds", "1", "2", "3")
     Path("go").touch()
     end(sweep)
-    assert [re.findall("from (.)", log) for log in logs()] == [
-        ["0", "3" if killed else "1"]
-    ] * 2 + [["0"]]
+    twice = ["0", "3" if killed else "1"]
+    assert [re.findall("from (.)", log) for log in logs()] == [twice, twice, ["0"]]
 
 
 def test_bad_grid():
@@ -151,9 +132,8 @@ def test_a_ray_cluster_loses_a_machine():
     wait_for("did 1")
     cluster.add_node(num_cpus=1)
     cluster.remove_node(node, allow_graceful=False)
-    for pid in re.findall(r"\d+", logs()[0].splitlines()[0])[
-        -2:
-    ]:  # worker and script, which would outlive it
+    *_, worker, script = re.findall(r"\d+", logs()[0].splitlines()[0])
+    for pid in (worker, script):  # They would outlive the machine.
         os.kill(int(pid), signal.SIGKILL)
     wait_for("from 1")
     Path("go").touch()

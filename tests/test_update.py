@@ -1,4 +1,7 @@
-"""The parts of an update that the recorded numbers leave open, in dacer.py: dacer_v2.py has the same text there."""
+"""The parts of an update that the recorded numbers leave open.
+
+They are tested in dacer.py; dacer_v2.py has the same text there.
+"""
 
 from copy import deepcopy
 
@@ -6,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from helpers import evaluate
 from torch import nn
 
 import dacer
@@ -21,10 +25,8 @@ def make_agent(script=dacer, sizes=(OBS_DIM, ACT_DIM), **changes):
         "entropy_interval": 1000,
         "entropy_samples": 10,
     }
-    return script.Agent(
-        *sizes,
-        script.Args(**script.DEFAULTS | small | {"device": "cpu", "compile": False} | changes),
-    )
+    settings = script.DEFAULTS | small | {"device": "cpu", "compile": False} | changes
+    return script.Agent(*sizes, script.Args(**settings))
 
 
 def make_batch(size=B, sizes=(OBS_DIM, ACT_DIM)):
@@ -34,37 +36,24 @@ def make_batch(size=B, sizes=(OBS_DIM, ACT_DIM)):
     return dacer.Batch(obs, action, torch.randn(size), next_obs, terminated)
 
 
-def draw(agent, size=B):
-    """The random numbers of an update, as `Agent.backward` takes them."""
-    policy, z = agent.policy, torch.randn(2, size)
-    t = (
-        (torch.randint(1, policy.T + 1, (size,)),)
-        if getattr(agent.args, "q_grad_weight", 0.0) > 0
-        else ()
-    )
-    return policy.draw_noise(size), z, policy.draw_noise(size), *t
-
-
 def gradients(agent, batch, draws, update_policy=True):
     """An update's gradients by the names of their parameters, the new omega, and the statistics."""
     agent.zero_grad()
     omega, stats = agent.backward(batch, draws, update_policy)
-    return (
-        {name: x.grad.clone() for name, x in agent.named_parameters() if x.grad is not None},
-        omega,
-        stats,
-    )
+    found = {name: x.grad.clone() for name, x in agent.named_parameters() if x.grad is not None}
+    return found, omega, stats
 
 
 def moved(module, before):
-    return [
-        not torch.equal(new, old)
-        for new, old in zip(module.parameters(), before.parameters(), strict=True)
-    ]
+    pairs = zip(module.parameters(), before.parameters(), strict=True)
+    return [not torch.equal(new, old) for new, old in pairs]
 
 
 def test_initial_weights():
-    """Truncated normal of std 1/sqrt(fan_in), cut at two std (which leaves 0.88 of it), and zero bias."""
+    """Truncated normal of std 1/sqrt(fan_in), cut at two std, and zero bias.
+
+    The cut leaves 0.88 of the std.
+    """
     torch.manual_seed(0)
     net = dacer.mlp(100, 400, 300)
     assert [type(layer) for layer in net] == [nn.Linear, dacer.Mish, nn.Linear]
@@ -98,11 +87,15 @@ def test_exploration_noise():
     agent.rng.manual_seed(5)
     acted = agent.act(obs.numpy())
     agent.rng.manual_seed(5)
-    assert torch.equal(acted, agent.policy(obs, agent.policy.draw_noise(1000), agent.noise_std()))
+    noise = agent.policy.draw_noise(1000, rng=agent.rng)
+    assert torch.equal(acted, agent.policy(obs, noise, agent.noise_std()))
 
 
 class Table(nn.Module):
-    """Critics whose means and stds are a table, one entry per sample, so that gradients can be read off it."""
+    """Critics whose means and stds are a table with one entry per sample.
+
+    So gradients can be read off it.
+    """
 
     def __init__(self, mean, std):
         super().__init__()
@@ -114,26 +107,24 @@ class Table(nn.Module):
 
 @pytest.mark.parametrize("omega", [0.0, 0.4])
 def test_critic_loss_by_hand(omega):
-    """DSAC's loss and its slopes in float64, sample by sample; which target critic is the smaller is for each sample.
+    """DSAC's loss and its slopes in float64, sample by sample.
 
-    (Other public code takes one of them for the whole batch: that gives another number, as the last lines hold.)
+    Which target critic is the smaller is found for each sample. (Other public code takes one of
+    them for the whole batch. That gives another number, as the last lines hold.)
     """
-    agent, batch, (next_noise, _, noise) = make_agent(), make_batch(), draw(make_agent())
+    agent, batch = make_agent(), make_batch()
+    next_noise, _, noise = agent.draw(B)
     z = 3 * torch.randn(2, B)  # many beyond +-3
-    agent.critic, agent.target_critic = (
-        Table(torch.randn(2, B), 0.2 + torch.rand(2, B)) for _ in range(2)
-    )
+    agent.critic = Table(torch.randn(2, B), 0.2 + torch.rand(2, B))
+    agent.target_critic = Table(torch.randn(2, B), 0.2 + torch.rand(2, B))
     agent.omega.fill_(omega)
     found, new_omega, stats = gradients(agent, batch, (next_noise, z, noise), update_policy=False)
 
     def table(critic):
         return critic.mean.detach().double().numpy(), critic.std.detach().double().numpy()
 
-    (m, s), (target_m, target_s), z = (
-        table(agent.critic),
-        table(agent.target_critic),
-        z.double().numpy(),
-    )
+    (m, s), (target_m, target_s) = table(agent.critic), table(agent.target_critic)
+    z = z.double().numpy()
     reward, terminated = batch.reward.double().numpy(), batch.terminated.double().numpy()
     smaller = target_m.argmin(0)
     assert 10 < smaller.sum() < B - 10
@@ -146,10 +137,9 @@ def test_critic_loss_by_hand(omega):
             for b in range(B):
                 j = chosen[b]
                 sample = target_m[j, b] + target_s[j, b] * np.clip(z[j, b], -3, 3)
-                y, y_z = (
-                    0.2 * reward[b] + 0.99 * (1 - terminated[b]) * v
-                    for v in (target_m[smaller[b], b], sample)
-                )
+                discount = 0.99 * (1 - terminated[b])
+                y = 0.2 * reward[b] + discount * target_m[smaller[b], b]
+                y_z = 0.2 * reward[b] + discount * sample
                 y_b = m[i, b] + np.clip(y_z - m[i, b], -3 * w[i], 3 * w[i])
                 slope_m = (y - m[i, b]) / (s[i, b] ** 2 + 0.1)
                 slope_s = ((m[i, b] - y_b) ** 2 - s[i, b] ** 2) / (s[i, b] ** 3 + 0.1)
@@ -160,21 +150,16 @@ def test_critic_loss_by_hand(omega):
     loss, slopes = loss_and_slopes(smaller)
     np.testing.assert_allclose(new_omega, w, rtol=1e-5)
     np.testing.assert_allclose([stats["qf1_loss"], stats["qf2_loss"]], loss, rtol=1e-4)
-    np.testing.assert_allclose(
-        torch.stack([found["critic.mean"], found["critic.std"]]), slopes, rtol=1e-4, atol=1e-7
-    )
+    found = torch.stack([found["critic.mean"], found["critic.std"]])
+    np.testing.assert_allclose(found, slopes, rtol=1e-4, atol=1e-7)
     for of_all in (0, 1):
         assert (np.abs(loss - loss_and_slopes(np.full(B, of_all))[0]) > 1e-3 * np.abs(loss)).all()
 
 
 def test_an_agent_draws_from_its_own_generator():
     """Whatever tasks do to the global one."""
-    torch.manual_seed(0)
-    ours, theirs, batch = (
-        make_agent(entropy_interval=1),
-        make_agent(entropy_interval=1),
-        make_batch(),
-    )
+    ours, theirs = make_agent(entropy_interval=1), make_agent(entropy_interval=1)
+    batch = make_batch()
     for agent in (ours, theirs):
         agent.rng.manual_seed(7)
     for step in range(3):
@@ -190,48 +175,37 @@ def test_an_agent_draws_from_its_own_generator():
 
 
 def test_what_moves_when():
-    """Critics and omega move in every update, policy and targets in every second, log_alpha in every third."""
+    """Critics and omega move in every update, policy and targets in every second, and log_alpha, as
+    is asked for here, in every third."""
     agent, batch = make_agent(entropy_interval=3), make_batch()
     for step in range(7):
         before, omega = deepcopy(agent), agent.omega.clone()
         stats = agent.update(batch, step)
         assert all(moved(agent.critic, before.critic))
         assert not torch.equal(agent.omega, omega)
-        for net, old in (
-            (agent.policy, before.policy),
-            (agent.target_critic, before.target_critic),
-        ):
-            assert set(moved(net, old)) == {step % 2 == 0}
+        for net in ("policy", "target_critic"):
+            assert set(moved(getattr(agent, net), getattr(before, net))) == {step % 2 == 0}
         assert (agent.log_alpha != before.log_alpha) == (step % 3 == 0) == ("entropy" in stats)
         assert ("actor_loss" in stats) == (step % 2 == 0)
 
 
 @pytest.mark.parametrize("step", [0, 1])
 def test_gradients_are_those_from_before_the_update(step):
-    """Each network's is of its own loss alone, at the parameters of all networks from before any of them moves."""
+    """Each network's gradient is of its own loss alone, and at the parameters that all networks
+    have before any of them moves."""
     agent, batch = make_agent(learning_rate=0.1), make_batch()
-    before = deepcopy(agent)
-    agent.rng.manual_seed(3)
+    before, draws = deepcopy(agent), agent.draw(B)
+    agent.draw = lambda size: draws
     agent.update(batch, step)
-    before.rng.manual_seed(3)
-    z = torch.randn(2, B, generator=before.rng)
-    draws = before.policy.draw_noise(B), z, before.policy.draw_noise(B)
     expected = gradients(before, batch, draws, update_policy=False)[0]
     if step == 0:
-        loss, policy = (
-            before.policy_loss(batch, draws[2])[0],
-            dict(before.policy.named_parameters(prefix="policy")),
-        )
-        expected |= dict(
-            zip(policy, torch.autograd.grad(loss, list(policy.values()), retain_graph=True))
-        )
+        loss, _ = before.policy_loss(batch, draws[2])
+        policy = dict(before.policy.named_parameters(prefix="policy"))
+        found = torch.autograd.grad(loss, list(policy.values()), retain_graph=True)
+        expected |= dict(zip(policy, found))
         critics = torch.autograd.grad(loss, list(before.critic.parameters()), allow_unused=True)
         assert not any(gradient is not None for gradient in critics)
-    learned = {
-        name: parameter.grad
-        for name, parameter in agent.named_parameters()
-        if parameter.grad is not None
-    }
+    learned = {name: x.grad for name, x in agent.named_parameters() if x.grad is not None}
     assert learned.keys() - {"log_alpha"} == expected.keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(learned[name], gradient, rtol=1e-4, atol=1e-7)
@@ -260,17 +234,17 @@ def test_alpha_seeks_the_target_entropy(entropy, sign):
     agent, batch = make_agent(), make_batch()
     before, agent.entropy = agent.log_alpha.item(), lambda obs: torch.tensor(entropy)
     agent.update(batch, 0)
-    assert (
-        abs(agent.log_alpha.item() - before - sign * 0.03) < 1e-4
-    )  # Adam's first step is the learning rate
+    # Adam's first step is the learning rate.
+    assert abs(agent.log_alpha.item() - before - sign * 0.03) < 1e-4
     assert agent.target_entropy == -0.9 * ACT_DIM
     torch.testing.assert_close(agent.log_alpha.grad, torch.tensor(entropy + 0.9 * ACT_DIM))
 
 
 def test_policy_gradient_flows_through_the_whole_chain():
-    """The loss depends on x_T by way of every step, and on each step's noise and the exploration noise."""
+    """The loss depends on x_T by way of every step, on each step's noise, and on the exploration
+    noise."""
     agent, batch = make_agent(diffusion_steps=3), make_batch()
-    noise = draw(agent)[2].requires_grad_()
+    noise = agent.draw(B)[2].requires_grad_()
     agent.policy_loss(batch, noise)[0].backward()
     assert noise.grad.abs().sum((1, 2)).gt(0).all()
 
@@ -288,9 +262,8 @@ def test_replay_buffer_is_a_ring():
         torch.testing.assert_close(batch.reward, 2 * batch.obs[:, 0])
         torch.testing.assert_close(batch.action, batch.obs / 10)
         torch.testing.assert_close(batch.terminated, (batch.obs[:, 0] % 2 == 0).float())
-    buffer.add(
-        *(torch.full((12, *field.shape[1:]), 7.0) for field in buffer.data)
-    )  # more than it holds
+    # These are more than it holds.
+    buffer.add(*(torch.full((12, *field.shape[1:]), 7.0) for field in buffer.data))
     assert (buffer.data.obs == 7).all()
 
 
@@ -299,26 +272,23 @@ def test_actions_are_mapped_to_the_bounds():
     sent = dacer.to_env(torch.tensor([[-1.0, -1.0, -1.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]), space)
     assert sent.shape == (3, 1, 3)
     assert sent.dtype == np.float32
-    np.testing.assert_allclose(
-        sent[:, 0], [[-2, 0, 0.1], [0, 0.5, 0.4], [2, 1, 0.7]], rtol=1e-6, atol=1e-7
-    )
+    expected = [[-2, 0, 0.1], [0, 0.5, 0.4], [2, 1, 0.7]]
+    np.testing.assert_allclose(sent[:, 0], expected, rtol=1e-6, atol=1e-7)
     assert all(action in space for action in sent)
     assert all(action in space for action in dacer.to_env(2 * torch.rand(1000, 3) - 1, space))
 
 
 def test_an_actor_takes_one_observation_or_many():
     space = gym.spaces.Box(-2.0, 2.0, (ACT_DIM,))
-    agent = make_agent()
-    act, again, obs = (
-        *(dacer.make_actor(agent.policy, space, seed=1) for _ in range(2)),
-        np.ones((5, OBS_DIM)),
-    )
-    assert act(obs).shape == (5, ACT_DIM)
+    policy, obs = make_agent().policy, np.ones((5, OBS_DIM))
+    act = dacer.make_actor(policy, space, seed=1)
+    first = act(obs)
+    assert first.shape == (5, ACT_DIM)
     assert act(obs[0]) in space
     assert act(obs[:1]).shape == (1, ACT_DIM)
-    assert np.array_equal(dacer.make_actor(agent.policy, space, seed=1)(obs), again(obs))
-    for wrong in (np.ones(OBS_DIM + 1), np.ones((5, OBS_DIM - 1))):
-        with pytest.raises(RuntimeError):
+    assert np.array_equal(dacer.make_actor(policy, space, seed=1)(obs), first)
+    for wrong in (np.ones(OBS_DIM + 1), np.ones((5, OBS_DIM - 1)), np.full(OBS_DIM, np.nan)):
+        with pytest.raises(ValueError, match="finite numbers"):
             act(wrong)
 
 
@@ -326,14 +296,14 @@ def test_evaluation_takes_no_exploration_noise_and_no_training_randomness():
     agent = make_agent(sizes=(2, 2), env_id="toy_envs:Reach-v0", eval_episodes=4)
 
     def returns(seed):
-        return dacer.evaluate(agent.policy, agent.args, seed)[0]
+        return evaluate(dacer, agent.policy, agent.args, seed)[0]
 
-    state = torch.get_rng_state()
+    state = agent.rng.get_state()
     first, again = returns(3), returns(3)
     assert first.shape == (4,)
     assert np.array_equal(first, again)
     assert not np.array_equal(first, returns(4))
-    assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(state, agent.rng.get_state())
     with torch.no_grad():
         agent.log_alpha.fill_(5.0)
     assert np.array_equal(first, returns(3))
