@@ -147,7 +147,7 @@ class DiffusionPolicy(nn.Module):
         self.T, self.dims = T, (obs_dim, act_dim, time_dim)
         self.time_mlp = mlp(time_dim, 2 * time_dim, time_dim)
         self.eps_net = mlp(sum(self.dims), *hidden_sizes, act_dim)  # takes [s, x_t, e_t]
-        self.beta, self.abar = [0.0], [1.0]  # the noise schedule, at the indices t = 0..T
+        self.beta, self.abar = [0.0], [1.0]  # the noise schedule at t = 0..T
         for t in range(1, T + 1):
             beta = 1 - math.exp(-0.1 / T - 9.9 * (2 * t - 1) / (2 * T**2))
             self.beta.append(beta)
@@ -471,13 +471,13 @@ def compile_agent(agent: Agent) -> None:
 TIMEOUT = 600.0  # seconds for a reset or step of environments in other processes
 EVAL_STEPS = 10_000  # An evaluation cuts longer episodes.
 LIMIT = """set a limit: --env-kwargs '{"max_episode_steps": 1000}'"""
-# What may change on --resume, and what may, but with other bits from there on.
+# What may change on --resume; and what may, but with other bits.
 MAY_CHANGE = {"async_envs", "eval_episodes", "total_timesteps"}
 CHANGE_BITS = {"seed", "device", "compile", "checkpoint_interval", "buffer_size"}
 
 
 def say(text: str) -> None:
-    """Prints at once. When nobody can read it any more, training goes on."""
+    """Prints at once. Training goes on when nobody can read it."""
     try:
         print(text, flush=True)
     except (OSError, ValueError):  # The terminal or pipe is gone.
@@ -618,6 +618,7 @@ def evaluate(act: Callable, envs: gym.vector.VectorEnv, episodes: int, seed: int
         returns, running = np.zeros(envs.num_envs), np.ones(envs.num_envs, bool)
         for step in range(EVAL_STEPS):
             obs, reward, terminated, truncated, _ = envs.step(act(obs))
+            check_finite(step, {"an evaluation's reward": reward[running]})
             returns[running] += reward[running]
             running &= ~(terminated | truncated)
             if not running.any():
@@ -633,7 +634,7 @@ def evaluate(act: Callable, envs: gym.vector.VectorEnv, episodes: int, seed: int
 
 
 def save(path: Path, agent: Agent, **training: object) -> None:
-    """Saves the agent and what `training` needs. The file is complete at every instant."""
+    """Saves the agent and what `training` needs. Complete at every instant."""
     content = {"algorithm": ALGORITHM, "version": VERSION, "args": asdict(agent.args)}
     content |= {"dims": agent.dims, "agent": agent.state_dict()} | training
     temporary = path.with_suffix(".tmp")
@@ -800,7 +801,7 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: gym.vector.Vec
                 obs, _ = envs.reset(seed=seed)
                 returns, finished, stats = np.zeros(n), [], {}
 
-            # Act. Environments in other processes move while the agent learns.
+            # Act. Environments in other processes move while it learns.
             if update >= 0:
                 action = agent.act(obs)
             else:
@@ -819,7 +820,7 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: gym.vector.Vec
             next_obs, reward, terminated, truncated, infos = result
             done = terminated | truncated
             successor = next_obs.copy()
-            if done.any():  # They have been reset already.
+            if done.any():  # They have been reset.
                 successor[done] = np.stack(infos["final_obs"][done])
             transitions = Batch(obs, action, reward, successor, terminated)
             check_finite(steps, transitions._asdict())
@@ -829,7 +830,7 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: gym.vector.Vec
             finished += returns[done].tolist()
             returns[done] = 0
             if update < 0:
-                finished = []  # Episodes of random actions do not count.
+                finished = []  # Random actions do not count.
                 continue
 
             # Log.

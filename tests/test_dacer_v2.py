@@ -250,7 +250,7 @@ ELSEWHERE = {
 +        if self.args.q_grad_weight == 0:
 +            return next_noise, z, noise
 +        t = torch.randint(1, self.policy.T + 1, (B,), device=z.device, generator=self.rng)
-+        return next_noise, z, noise, t  # one step t of each chain, for L_g
++        return next_noise, z, noise, t  # one step of each chain, for q_grad_loss
 """,
     "resolve": """
 -        if value is None or not (is_count or field.type in (float, float | None)):
