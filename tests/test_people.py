@@ -67,8 +67,7 @@ WORDS = {
 @pytest.mark.parametrize("async_envs", ["--no-async-envs", "--async-envs"])
 @pytest.mark.parametrize("kind", WORDS)
 @pytest.mark.parametrize("where", ["step", "reset"])
-def test_whatever_a_task_raises_is_a_failure(run, monkeypatch, async_envs, kind, where):
-    monkeypatch.setattr(people_envs.Raises, "__init__.__defaults__", None, raising=False)
+def test_whatever_a_task_raises_is_a_failure(run, async_envs, kind, where):
     ended = run("Raises", async_envs, "--eval-episodes", 0, kind=kind, where=where)
     assert ended.code == 1, ended.err
     assert f"the task raised {WORDS[kind]}" in ended.err
