@@ -45,7 +45,6 @@ from contextlib import closing, nullcontext, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
-from itertools import pairwise
 from pathlib import Path
 from types import MethodType
 from typing import NamedTuple
@@ -119,7 +118,7 @@ class Mish(nn.Module):
 def mlp(*sizes: int) -> nn.Sequential:
     """Linear layers with Mish between them; initial weights as in the official code."""
     layers = []
-    for fan_in, fan_out in pairwise(sizes):
+    for fan_in, fan_out in zip(sizes, sizes[1:]):
         layer = nn.Linear(fan_in, fan_out)
         std = 1 / math.sqrt(fan_in)
         nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
@@ -508,8 +507,11 @@ class Plain(gym.wrappers.FlattenObservation):
 class InParallel(gym.vector.AsyncVectorEnv):
     """Environments in processes of their own. One that hangs or dies ends the run."""
 
-    def reset_wait(self, timeout: float = TIMEOUT) -> tuple:
-        return super().reset_wait(timeout)
+    def _check_spaces(self) -> None:
+        """It would wait for a hanging constructor for ever. The first reset will not."""
+
+    def reset_wait(self, timeout: float | None = None) -> tuple:
+        return super().reset_wait(TIMEOUT)
 
     def close_extras(self, **_) -> None:
         """Asks each process to close its task, and kills what has not ended in time."""
@@ -539,10 +541,8 @@ def to_env(action: Tensor, space: gym.spaces.Box) -> np.ndarray:
 def check_finite(step: int, values: dict) -> None:
     """FloatingPointError if a value is NaN, or infinite in single precision."""
     for name, value in values.items():
-        wrong = ~torch.as_tensor(value).float().isfinite()
-        if wrong.any():
-            row = f"[{wrong.nonzero()[0, 0] + 1}]" if wrong.ndim else ""  # from 1 on
-            raise FloatingPointError(f"NaN or infinity in {name}{row} at environment step {step}")
+        if not torch.as_tensor(value).float().isfinite().all():
+            raise FloatingPointError(f"NaN or infinity in {name} at environment step {step}")
 
 
 def derive_seed(*numbers: int) -> int:
