@@ -91,25 +91,25 @@ class Args:
     batch_size: int = 256  # transitions per update
     buffer_size: int = 1_000_000  # transitions
     gamma: float = 0.99  # discount factor
-    tau: float = 0.005  # Polyak step of targets and omega
+    tau: float = 0.005  # Polyak step of targets, and of omega below
     reward_scale: float = 0.2  # the critics learn from rewards times this
     policy_frequency: int = 2  # updates of critics for one of policy and targets
     eval_interval: int = 15_000  # updates between evaluations; one more at the end
     eval_episodes: int = 10  # episodes per evaluation; 0: no evaluation
-    checkpoint_interval: int = 5_000  # updates between saves, which reset all environments
+    checkpoint_interval: int = 5_000  # updates between saves; each resets all tasks: see train
     resume: str | None = None  # folder of a run to go on with
     evaluate: str | None = None  # a run's folder (last.pt) or best.pt to evaluate
 
 
 # What replaces None, by task, as in the papers; MultiGoal's are this project's.
 DEFAULTS = {"noise_scale": 0.1, "hidden_sizes": (256, 256, 256), "learning_starts": 30_000}
+# eta is 0.01 or 1 in the paper, which does not name the tasks.
+DEFAULTS |= {"q_grad_weight": 0.01, "time_weight_c": 0.4, "time_weight_d": -1.8}
 TASKS = {
     "Humanoid": {"noise_scale": 0.15, "hidden_sizes": (512, 512, 512), "learning_starts": 200_000},
     "HalfCheetah": {"noise_scale": 0.15, "learning_starts": 200_000},
     "MultiGoal": {"entropy_interval": 1000},
 }
-# eta is 0.01 or 1 in the paper, which does not name the tasks.
-DEFAULTS |= {"q_grad_weight": 0.01, "time_weight_c": 0.4, "time_weight_d": -1.8}
 TASKS["MultiGoal"] |= {"q_grad_weight": 2.0, "time_weight_c": 0.0, "time_weight_d": 0.0}
 
 
@@ -194,8 +194,7 @@ class DiffusionPolicy(nn.Module):
         return (x_0 + noise_std * noise[0]).clamp(-1, 1)
 
     def draw_noise(self, *rows: int, rng: torch.Generator | None = None) -> Tensor:
-        """Normals of a chain, (T + 1, *rows, d): [T] is x_T, [t - 1] is for the steps t = T..2,
-        [0] for exploration. Without rng, PyTorch's global generator draws."""
+        """Normals (T + 1, *rows, d): [T] is x_T, [t - 1] for a step t > 1, [0] for exploration."""
         like = {"dtype": torch.float32, "device": self.time_embedding.device}
         return torch.randn(self.T + 1, *rows, self.dims[1], generator=rng, **like)
 
@@ -327,7 +326,7 @@ class Agent(nn.Module):
         y_b     = m_i + clip(y_z - m_i, -3 omega_i, 3 omega_i)
         omega_i = running mean of mean(sigma_i),  z ~ N(0, 1)
 
-        [...] are held constant. But for the 0.1 they are d/dm_i log N(y; m_i, sigma_i) and
+        The [] are held constant. But for the 0.1 they are d/dm_i log N(y; m_i, sigma_i) and
         d/dsigma_i log N(y_b; m_i, sigma_i). omega_i^2 makes up for their 1 / sigma_i^2. The
         constants are DSAC's.
         """
@@ -335,12 +334,12 @@ class Agent(nn.Module):
         with torch.no_grad():
             next_action = self.policy(batch.next_obs, noise, self.noise_std())
             next_mean, next_std = self.target_critic(batch.next_obs, next_action)  # (2, B)
-            next_z = next_mean + next_std * z.clamp(-3, 3)  # (2, B)
+            next_sample = next_mean + next_std * z.clamp(-3, 3)  # (2, B)
             j = next_mean.argmin(0, keepdim=True)  # (1, B)
             reward = args.reward_scale * batch.reward  # (B,)
             discount = args.gamma * (1 - batch.terminated)  # (B,)
             y = reward + discount * next_mean.gather(0, j)  # (1, B)
-            y_z = reward + discount * next_z.gather(0, j)  # (1, B)
+            y_z = reward + discount * next_sample.gather(0, j)  # (1, B)
         mean, std = self.critic(batch.obs, batch.action)  # m_i and sigma_i, (2, B)
         with torch.no_grad():
             average_std = std.mean(1)  # (2,)
@@ -394,7 +393,7 @@ class Agent(nn.Module):
         norm = g.norm(dim=-1, keepdim=True)  # |g|, (B, 1)
         w = torch.exp(self.args.time_weight_c * t.float() + self.args.time_weight_d)  # (B,)
         target = w[:, None] * g / (norm + 1e-8)
-        # Not time_parts[t - 1], whose gradients would add up in an order that varies.
+        # time_parts[t - 1] would add up gradients in another order in each run.
         at_step = F.one_hot(t - 1, self.policy.T).float()  # (B, T)
         score = -self.policy.eps_theta(state_part, a_t, at_step @ time_parts)  # (B, d)
         loss = (target - score).square().sum(-1).mean()
@@ -422,7 +421,7 @@ class Agent(nn.Module):
         return mixture_entropy(torch.cat(actions), rng=self.rng).mean()
 
     def draw(self, B: int) -> tuple[Tensor, ...]:
-        """The random numbers of an update: noise of a', z of critic_loss, noise of a."""
+        """The random numbers of an update: noise of a', z of critic_loss, noise of a, steps t."""
         z = torch.randn(2, B, dtype=torch.float32, device=self.args.device, generator=self.rng)
         next_noise = self.policy.draw_noise(B, rng=self.rng)
         noise = self.policy.draw_noise(B, rng=self.rng)
@@ -431,7 +430,7 @@ class Agent(nn.Module):
         t = torch.randint(1, self.policy.T + 1, (B,), device=z.device, generator=self.rng)
         return next_noise, z, noise, t  # one step of each chain, for q_grad_loss
 
-    @torch.enable_grad()  # Tasks may switch gradients off.
+    @torch.enable_grad()  # A task may have switched them off.
     def update(self, batch: Batch, number: int) -> dict[str, Tensor]:
         """The update of this number, from 0 on. Returns statistics, a scalar each."""
         update_policy = number % self.args.policy_frequency == 0
@@ -452,14 +451,15 @@ class Agent(nn.Module):
 
 
 def compile_agent(agent: Agent) -> None:
-    """Makes updates and actions faster, the same but for rounding; can be deleted."""
+    """Makes updates and actions faster, the same but for rounding. Can go, with its call."""
     cpu = agent.args.device == "cpu"
     options = {"triton.cudagraphs": not cpu}
-    options["shape_padding"] = False  # It leaves gaps in gradients, which Adam does not take.
+    options["shape_padding"] = False  # Else gradients have gaps, which fused Adam refuses.
     backward = torch.compile(type(agent).backward, fullgraph=True, dynamic=False, options=options)
-    tracing = torch._dynamo.config.patch(trace_autograd_ops=True)  # compiles loss.backward(), too
-    agent.backward = MethodType(tracing(backward), agent)
-    options = options | {"size_asserts": False}
+    # In each call, this setting compiles loss.backward(), too.
+    during_calls = torch._dynamo.config.patch(trace_autograd_ops=True)
+    agent.backward = MethodType(during_calls(backward), agent)
+    options = options | {"size_asserts": False}  # no checks in each call
     options["cpp_wrapper"] = cpu  # C++ calls an action's kernels faster than Python.
     options["post_grad_fusion_options"] = {"decompose_mm_pass": {}}  # one-row products as sums
     agent.policy.compile(dynamic=False, options=options)
@@ -467,12 +467,12 @@ def compile_agent(agent: Agent) -> None:
 
 # ======== Around it: environments, evaluation, saving, training ========
 
-TIMEOUT = 600.0  # seconds for a reset or step of environments in other processes
+TIMEOUT = 600.0  # seconds for a reset or step in other processes
 EVAL_STEPS = 10_000  # An evaluation cuts longer episodes.
 LIMIT = """set a limit: --env-kwargs '{"max_episode_steps": 1000}'"""
-# What may change on --resume; and what may, but with other bits.
+# What may change on --resume; and what may, with other results.
 MAY_CHANGE = {"async_envs", "eval_episodes", "total_timesteps"}
-CHANGE_BITS = {"seed", "device", "compile", "checkpoint_interval", "buffer_size"}
+CHANGE_RESULTS = {"seed", "device", "compile", "checkpoint_interval", "buffer_size"}
 
 
 def say(text: str) -> None:
@@ -524,7 +524,7 @@ class Plain(gym.wrappers.FlattenObservation):
         if not boxes or space.dtype.kind != "f" or np.abs([space.low, space.high]).max() > 1e9:
             what = f"no vector and bounded Box of real actions, but {flat} and {space}"
             raise ValueError(f"{args.env_id}: {what}; see gymnasium.wrappers.TransformAction")
-        self.metadata = self.metadata | {"limit": self.spec and self.spec.max_episode_steps}
+        self.metadata = self.metadata | {"max_steps": self.spec and self.spec.max_episode_steps}
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple:
         if seed is not None:  # The task may draw from the global generators.
@@ -544,7 +544,7 @@ class Plain(gym.wrappers.FlattenObservation):
             raise RuntimeError(f"the task raised {type(error).__name__}: {error}") from error
 
     def close(self) -> None:
-        with suppress(Exception, SystemExit):  # Nothing measured is lost.
+        with suppress(Exception, SystemExit):
             super().close()
 
 
@@ -552,7 +552,7 @@ class InParallel(gym.vector.AsyncVectorEnv):
     """Environments in processes of their own. One that hangs or dies ends the run."""
 
     def _check_spaces(self) -> None:
-        """It would wait for a hanging constructor for ever. The first reset will not."""
+        """Skips Gymnasium's check, which has no time limit. The first reset has one."""
 
     def reset_wait(self, timeout: float | None = None) -> tuple:
         return super().reset_wait(TIMEOUT)
@@ -597,12 +597,13 @@ def derive_seed(*numbers: int) -> int:
 def make_actor(policy: DiffusionPolicy, space: gym.spaces.Box, seed: int = 0) -> Callable:
     """The policy without exploration noise, for one flat observation or n of them."""
     rng = torch.Generator(policy.time_embedding.device).manual_seed(seed)
+    obs_dim = policy.dims[0]
 
     @torch.no_grad()
     def act(obs: np.ndarray) -> np.ndarray:
         rows = np.array(obs, np.float32, ndmin=2)
-        if rows.shape[1:] != policy.dims[:1] or not np.isfinite(rows).all():
-            raise ValueError(f"no observation of {policy.dims[0]} finite numbers: {obs}")
+        if rows.shape[1:] != (obs_dim,) or not np.isfinite(rows).all():
+            raise ValueError(f"no observation of {obs_dim} finite numbers: {obs}")
         noise = policy.draw_noise(len(rows), rng=rng)
         action = policy(torch.as_tensor(rows, device=rng.device), noise)
         return to_env(action, space).reshape(np.shape(obs)[:-1] + space.shape)
@@ -628,7 +629,7 @@ def evaluate(act: Callable, envs: gym.vector.VectorEnv, episodes: int, seed: int
         rounds.append(returns)
     returns = np.concatenate(rounds)[:episodes]
     scores = {"episodic_return": float(returns.mean()), "episodic_return_std": float(returns.std())}
-    if hasattr(envs.envs[0].unwrapped, "policy_report"):  # see multigoal_env.py
+    if hasattr(envs.envs[0].unwrapped, "policy_report"):
         scores |= envs.envs[0].unwrapped.policy_report(act)
     return returns, scores
 
@@ -654,7 +655,7 @@ def load_checkpoint(path: str | Path) -> dict:
         content = torch.load(file, "cpu", weights_only=True, mmap=True)
         if (content["algorithm"], content["version"]) != (ALGORITHM, VERSION):
             raise ValueError(f"it was made by {content['algorithm']}.py {content['version']}")
-        content["args"].pop("capture_video", None)  # which older scripts had
+        content["args"].pop("capture_video", None)  # of older scripts
         return content
     except Exception as error:
         raise ValueError(f"no {ALGORITHM} checkpoint {file}: {error!r}"[:300]) from error
@@ -664,7 +665,7 @@ def load_agent(path: str | Path, device: str = "cpu", compile: bool = False) -> 
     """The trained agent of a run's folder, or of a file in it."""
     saved = load_checkpoint(path)
     agent = Agent(*saved["dims"], Args(**saved["args"] | {"device": device, "compile": compile}))
-    agent.load_state_dict(agent.state_dict() | saved["agent"])  # Published: without targets.
+    agent.load_state_dict(agent.state_dict() | saved["agent"])  # Published files lack the targets.
     return agent
 
 
@@ -678,8 +679,7 @@ def resolve(args: Args) -> Args:
         is_count = field.type in (int, int | None, tuple[int, ...] | None)
         if value is None or not (is_count or field.type in (float, float | None)):
             continue
-        may_be_0 = not is_count or name in ("seed", "learning_starts", "eval_episodes")
-        least = 0 if may_be_0 else 1
+        least = 1 if is_count and name not in ("seed", "learning_starts", "eval_episodes") else 0
         least = -100 if name.startswith("time_weight") else least  # exponents
         most = 1 if name in ("gamma", "tau") else 10**15
         if np.size(value) == 0 or not (least <= np.min(value) and np.max(value) <= most):
@@ -701,14 +701,14 @@ def resolve(args: Args) -> Args:
 @torch.enable_grad()
 def make_agent(args: Args, obs_dim: int, act_dim: int) -> Agent:
     """A new agent. Its update is compiled now, or not at all where that fails."""
-    torch.compiler.reset()  # PyTorch limits compilations.
+    torch.compiler.reset()  # PyTorch limits compilations in a process.
     torch.manual_seed(args.seed)  # of the initial weights
     agent = Agent(obs_dim, act_dim, args)
     if not args.compile:
         return agent
     try:
         say("compiling for a minute or two")
-        batch = ReplayBuffer(args.batch_size, obs_dim, act_dim, args.device).data  # of any content
+        batch = ReplayBuffer(args.batch_size, obs_dim, act_dim, args.device).data
         for update_policy in (True, False):
             agent.backward(batch, agent.draw(args.batch_size), update_policy)
             agent.optimizer.zero_grad()
@@ -722,7 +722,7 @@ def make_agent(args: Args, obs_dim: int, act_dim: int) -> Agent:
 def check_changes(args: Args, saved: dict, may_change: set[str]) -> set[str]:
     """Arguments that differ from a saved run's. ValueError for one that may not."""
     changed = {name for name, value in saved.items() if getattr(args, name) != value}
-    if refused := changed - may_change - CHANGE_BITS:
+    if refused := changed - may_change - CHANGE_RESULTS:
         raise ValueError(f"the run was made with other arguments: {', '.join(sorted(refused))}")
     return changed
 
@@ -732,12 +732,13 @@ def load_run(folder: Path, agent: Agent, buffer: ReplayBuffer) -> tuple[int, flo
     if not (folder / "checkpoint.pt").exists():
         return 0, -math.inf
     saved = load_checkpoint(folder / "checkpoint.pt")
-    if check_changes(agent.args, saved["args"], MAY_CHANGE) & CHANGE_BITS:
-        say("from here on, the bits are not those of the unchanged run")
+    if check_changes(agent.args, saved["args"], MAY_CHANGE) & CHANGE_RESULTS:
+        say("from here on, results differ from those of the unchanged run")
     agent.load_state_dict(saved["agent"])
-    agent.optimizer.load_state_dict(deepcopy(saved["optimizer"]))  # The file is only mapped.
+    adam = deepcopy(saved["optimizer"])  # It would stay in the mapped file.
+    agent.optimizer.load_state_dict(adam)
     rows, count = saved["rows"], saved["count"]
-    if buffer.capacity != saved["args"]["buffer_size"]:  # The latest that fit, the oldest first.
+    if buffer.capacity != saved["args"]["buffer_size"]:  # Keep the latest, the oldest first.
         rows = [field.roll(-count, 0)[-buffer.capacity :] for field in rows]
         count = len(rows[0])
     buffer.add(*rows)
@@ -772,7 +773,7 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: gym.vector.Vec
     (folder / "args.json").write_text(json.dumps(asdict(args), indent=2))
     size = sum(field.nbytes for field in buffer.data) / 1e9
     say(f"{folder}: {last - warmup:,} updates, replay buffer of up to {size:.2f} GB")
-    if (envs.metadata["limit"] or math.inf) > args.checkpoint_interval:
+    if (envs.metadata["max_steps"] or math.inf) > args.checkpoint_interval:
         say(f"resets cut episodes of over {args.checkpoint_interval} steps; {LIMIT}")
     start = time.monotonic()
     eval_envs = make_envs(args, min(args.eval_episodes, n)) if args.eval_episodes else None
@@ -841,7 +842,6 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: gym.vector.Vec
                     log(f"losses/{name}", value.item(), steps)
                 speed = (steps - first * n) / (time.monotonic() - start)
                 log("charts/SPS", speed, steps)
-                log("charts/updates", update + 1, steps)
                 if finished:
                     log("charts/episodic_return", np.mean(finished), steps)
                 finished, stats = [], {}
@@ -871,9 +871,9 @@ def run(args: Args) -> None:
         return main(args, Path("runs", name.replace("/", "_")))
     folder = Path(path).parent if os.path.isfile(path) else Path(path)
     saved = load_checkpoint(folder / "checkpoint.pt" if args.resume else path)["args"]
-    args = tyro.cli(Args, default=Args(**saved))  # parsed again, over the run's
+    args = tyro.cli(Args, default=Args(**saved))  # again, with the run's as defaults
     if args.resume is not None:
-        check_changes(args, saved, MAY_CHANGE | {"resume"})
+        check_changes(args, saved, MAY_CHANGE | {"resume"})  # before compiling
         return main(args, folder)
     check_changes(args, saved, MAY_CHANGE | {"evaluate", "env_kwargs"})
     args = resolve(args)
@@ -892,7 +892,7 @@ def run_command_line() -> None:
     try:
         run(tyro.cli(Args))
     except (Exception, KeyboardInterrupt) as error:
-        notes = getattr(error, "__notes__", [])  # by main, in training
+        notes = getattr(error, "__notes__", [])  # main adds one in training.
         stopped = isinstance(error, KeyboardInterrupt)
         if notes and not stopped:
             raise

@@ -2,15 +2,12 @@
 
 import ast
 import difflib
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from test_update import gradients, make_agent
+from helpers import TINY, differences, outcome, small_agent, train
 from torch import nn
 
 import dacer
@@ -43,7 +40,7 @@ class FlatCritic(nn.Module):
 def make(critic, **changes):
     """An agent with this critic, a batch, and the policy's draws of an update: its noise, and t."""
     settings = {"q_grad_weight": 1.0, "diffusion_steps": T} | changes
-    agent = make_agent(dacer_v2, (OBS_DIM, ACT_DIM), **settings)
+    agent = small_agent(dacer_v2, (OBS_DIM, ACT_DIM), **settings)
     agent.critic = critic
     obs, next_obs = torch.randn(2, B, OBS_DIM)
     batch = dacer_v2.Batch(obs, torch.rand(B, ACT_DIM), torch.randn(B), next_obs, torch.zeros(B))
@@ -152,64 +149,16 @@ def test_any_number_of_diffusion_steps(diffusion_steps):
     assert stats["q_grad_loss"] > 0
 
 
-def test_eta_zero_is_dacer_bit_for_bit(tmp_path, monkeypatch):
+def test_eta_zero_is_dacer_bit_for_bit(work):
     """Whole runs: without the Q-gradient the second script is the first, random numbers too."""
-    monkeypatch.chdir(tmp_path)
-    tiny = {
-        "env_id": "toy_envs:Reach-v0",
-        "total_timesteps": 200,
-        "learning_starts": 40,
-        "num_envs": 2,
-        "batch_size": 16,
-        "hidden_sizes": (16, 16, 16),
-        "diffusion_steps": 4,
-        "entropy_samples": 8,
-        "buffer_size": 1000,
-        "device": "cpu",
-        "compile": False,
-    }
-    dacer.main(dacer.Args(**tiny), Path("first"))
-    dacer_v2.main(dacer_v2.Args(**tiny, q_grad_weight=0.0), Path("second"))
-    dacer_v2.main(dacer_v2.Args(**tiny, q_grad_weight=0.1), Path("guided"))
-    runs = [Path(run, "checkpoint.pt") for run in ("first", "second", "guided")]
-    one, two, three = (torch.load(run, weights_only=True)["agent"] for run in runs)
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[key], two[key]) for key in one)
-    assert not all(torch.equal(one[key], three[key]) for key in one if key.startswith("policy"))
-
-
-def different_gradients(compile: bool, repeats: int = 30) -> set[str]:
-    """Parameters whose gradients are not the same bits each time, from the same inputs and on two
-    threads."""
-    assert torch.get_num_threads() == 2
-    size, sizes = 256, (11, 3)
-    agent = make_agent(dacer_v2, sizes, hidden_sizes=(256, 256), q_grad_weight=1.0, compile=compile)
-    batch = dacer_v2.Batch(*(torch.randn(size, *shape) for shape in ((11,), (3,), (), (11,), ())))
-    draws = agent.draw(size)
-    state = {name: value.clone() for name, value in agent.state_dict().items()}
-    first, *others = (gradients(agent, batch, draws)[0] for _ in range(repeats))
-    for name, value in agent.state_dict().items():
-        assert torch.equal(value, state[name])  # None was written to.
-    learn = {name for name in state if name.startswith(("policy.", "critic."))}
-    assert first.keys() == learn - {"policy.time_embedding"}
-    return {name for name in first for other in others if not torch.equal(other[name], first[name])}
-
-
-@pytest.mark.parametrize("compile", [False, True])
-def test_two_threads_give_the_same_bits_every_time(compile):
-    """Nothing may be added up in the order in which threads happen to arrive, as the backward pass
-    of an index does."""
-    tests = Path(__file__).parent
-    path = os.pathsep.join([str(tests.parent), str(tests)])
-    environment = os.environ | {"OMP_NUM_THREADS": "2", "PYTHONPATH": path}
-    code = (
-        "import torch, test_dacer_v2\n"
-        "torch.set_num_threads(2)\n"
-        f"print(test_dacer_v2.different_gradients({compile}))\n"
-    )
-    words = [sys.executable, "-c", code]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "set()", done.stdout + done.stderr[-2000:]
+    args = {"env_id": "toy_envs:Reach-v0"} | TINY
+    first = outcome(train(dacer, dacer.Args(**args), "first"))
+    for weight in (0.0, 0.1):
+        run_dir = train(dacer_v2, dacer_v2.Args(**args, q_grad_weight=weight), f"eta {weight}")
+        second = outcome(run_dir)
+        for part in ("agent", "optimizer", "rows"):
+            same = differences(first["checkpoint.pt"][part], second["checkpoint.pt"][part]) == []
+            assert same == (weight == 0)
 
 
 # What the second paper adds to or changes: here the two scripts may differ.
@@ -245,13 +194,15 @@ ELSEWHERE = {
 +        next_noise, z, *policy_draws = draws  # noise and, if eta > 0, t
 +            policy_loss, policy_stats = self.policy_loss(batch, *policy_draws)
 """,
-    "Agent.draw": """
+    "Agent.draw": '''
+-        """The random numbers of an update: noise of a', z of critic_loss, noise of a."""
 -        return next_noise, z, noise
++        """The random numbers of an update: noise of a', z of critic_loss, noise of a, steps t."""
 +        if self.args.q_grad_weight == 0:
 +            return next_noise, z, noise
 +        t = torch.randint(1, self.policy.T + 1, (B,), device=z.device, generator=self.rng)
 +        return next_noise, z, noise, t  # one step of each chain, for q_grad_loss
-""",
+''',
     "resolve": """
 +        least = -100 if name.startswith("time_weight") else least  # exponents
 """,
