@@ -456,8 +456,7 @@ def compile_agent(agent: Agent) -> None:
     options = {"triton.cudagraphs": not cpu}
     options["shape_padding"] = False  # Else gradients have gaps, which fused Adam refuses.
     backward = torch.compile(type(agent).backward, fullgraph=True, dynamic=False, options=options)
-    # In each call, this setting compiles loss.backward(), too.
-    during_calls = torch._dynamo.config.patch(trace_autograd_ops=True)
+    during_calls = torch._dynamo.config.patch(trace_autograd_ops=True)  # compiles .backward()
     agent.backward = MethodType(during_calls(backward), agent)
     options = options | {"size_asserts": False}  # no checks in each call
     options["cpp_wrapper"] = cpu  # C++ calls an action's kernels faster than Python.
@@ -551,8 +550,9 @@ class Plain(gym.wrappers.FlattenObservation):
 class InParallel(gym.vector.AsyncVectorEnv):
     """Environments in processes of their own. One that hangs or dies ends the run."""
 
-    def _check_spaces(self) -> None:
-        """Skips Gymnasium's check, which has no time limit. The first reset has one."""
+    def _check_spaces(self) -> None:  # Gymnasium's waits for all processes without a limit.
+        self.call_async("metadata")
+        self.call_wait(TIMEOUT)
 
     def reset_wait(self, timeout: float | None = None) -> tuple:
         return super().reset_wait(TIMEOUT)
