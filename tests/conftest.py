@@ -1,59 +1,54 @@
-"""Every test that takes `algo` runs for each script.
+"""What all tests start from.
 
-What holds for DACER holds for DACERv2 without its Q-gradient.
+The two scripts are the same text but for what test_dacer_v2.py lists. So `algo` is dacer_v2 where
+nothing else is said, and tests of what differs are for both, by `helpers.both_scripts`.
 """
 
+import importlib
+import json
 import os
 import signal
 import sys
 from pathlib import Path
 
 import pytest
-from tensorboard.summary.writer import event_file_writer
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 if "PYTEST_XDIST_WORKER" in os.environ:  # Threads of several workers would wait for each other.
     os.environ["OMP_NUM_THREADS"] = "1"
 
-import dacer
-import dacer_v2
+from helpers import TINY, command, tiny
 
 # Processes that were started in the background of a script ignore it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# TensorBoard orders a run's files by name: second, process, count. Within a second, 10 would come
-# before 9.
-event_file_writer._global_uid._value = 10_000
 
-SCRIPTS = [dacer, dacer_v2]
-
-
-@pytest.fixture(params=SCRIPTS, ids=lambda module: module.__name__)
+@pytest.fixture
 def algo(request):
-    return request.param
+    """The script under test."""
+    return importlib.import_module(getattr(request, "param", "dacer_v2"))
 
 
 @pytest.fixture
-def tiny_args(algo, tmp_path, monkeypatch):
-    """Makes arguments of a run that takes a second or two, in a temporary directory."""
+def work(tmp_path, monkeypatch):
+    """An empty working directory."""
     monkeypatch.chdir(tmp_path)
-    small = {
-        "hidden_sizes": (16, 16, 16),
-        "diffusion_steps": 3,
-        "num_envs": 2,
-        "batch_size": 8,
-        "buffer_size": 1000,
-    }
-    short = {
-        "total_timesteps": 120,
-        "learning_starts": 40,
-        "entropy_samples": 8,
-        "entropy_interval": 10,
-    }
-    rest = {"eval_interval": 20, "eval_episodes": 3, "device": "cpu", "compile": False}
+    return tmp_path
 
-    def make(**changes):
-        return algo.Args(**{**small, **short, **rest, **changes})
 
-    return make
+@pytest.fixture
+def tiny_args(algo, work):
+    """Makes the arguments of a tiny run."""
+    return lambda **changes: algo.Args(**TINY | changes)
+
+
+@pytest.fixture
+def run(algo, work):
+    """Makes a tiny run on a task of user_envs.py, by the command line."""
+
+    def run(name, kwargs=None, **changes):
+        task = {"env_id": f"user_envs:{name}-v0", "env_kwargs": json.dumps(kwargs or {})}
+        return command(algo, *tiny(**task | changes))
+
+    return run

@@ -3,26 +3,35 @@
 More of official.py needs JAX.
 """
 
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
+import baselines
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from helpers import evaluate
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import baselines
-import report
 import speed
+import torch
+from helpers import ROOT, evaluate, program, shell
 
 import dacer
+
+
+@pytest.fixture
+def read_run():
+    """As the report reads a run."""
+    pytest.importorskip("seaborn")
+    import report
+
+    return report.read_run
+
+
+@pytest.fixture
+def sb3():
+    """The library whose algorithms baselines.py trains."""
+    pytest.importorskip("sb3_contrib")
+    return pytest.importorskip("stable_baselines3")
 
 
 def test_speed(tmp_path, monkeypatch, capsys):
@@ -48,23 +57,25 @@ def test_speed(tmp_path, monkeypatch, capsys):
         assert found == pytest.approx(sorted(rows.ms), rel=1e-3)
 
 
-@pytest.mark.parametrize("resumed", [False, True])
-def test_official_without_its_code(resumed, tmp_path):
-    command = [sys.executable, ROOT / "benchmarks/official.py", "--code", tmp_path]
-    command += ["--resume", "missing"] * resumed  # whose own --code counts
-    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 2
-    told = "missing" if resumed else "is no clone of the official repository"
-    assert told in " ".join(done.stderr.replace("│", "").split())
-    assert resumed != ("clone" in done.stderr)
+def test_official_without_its_code(work):
+    ended = shell(ROOT / "benchmarks/official.py", "--code", work)
+    assert ended.code == 2
+    told = " ".join(ended.err.replace("│", "").split())
+    assert f"--code {work} is no clone of the official repository" in told
+
+
+def test_official_goes_on_with_the_code_of_its_run(work):
+    """So --code is not looked at, and what is missing is the run."""
+    ended = shell(ROOT / "benchmarks/official.py", "--code", work, "--resume", "missing")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "no official checkpoint missing/checkpoint.pt: " in ended.err
 
 
 @pytest.mark.parametrize("algorithm", ["TD3", "TRPO"])
-def test_baselines(algorithm, tmp_path, monkeypatch):
+def test_baselines(algorithm, sb3, read_run, work):
     """End to end: a run that the report reads, and a saved model."""
-    monkeypatch.chdir(tmp_path)
     args = baselines.Args(algorithm, total_timesteps=310, eval_interval=100, eval_episodes=2)
-    rows = report.read_run(baselines.main(args))
+    rows = read_run(baselines.main(args))
     # TD3 takes 20 at once.
     assert rows.step.tolist() == [100, 200, 300, 320 if algorithm == "TD3" else 310]
     assert set(rows.algorithm) == {algorithm}
@@ -74,15 +85,13 @@ def test_baselines(algorithm, tmp_path, monkeypatch):
     assert np.load(run / "rollouts.npz")["arr_0"].shape[1:] == (200, 2)
 
 
-def test_the_evaluation_of_baselines_is_that_of_the_scripts(tmp_path, monkeypatch):
+def test_the_evaluation_of_baselines_is_that_of_the_scripts(sb3, read_run, work, monkeypatch):
     """A model that pushes with half the force, in a task with bounds of +-3, has the returns of a
     policy that does."""
-    monkeypatch.chdir(tmp_path)
-    model = pytest.importorskip("stable_baselines3").SAC
     half = lambda model, obs, deterministic: (np.full((len(obs), 1), 1.5, np.float32), None)
-    monkeypatch.setattr(model, "predict", half)
+    monkeypatch.setattr(sb3.SAC, "predict", half)
     args = baselines.Args("SAC", "InvertedPendulum-v4", total_timesteps=60, eval_episodes=3)
-    (row,) = report.read_run(baselines.main(args)).to_dict("records")
+    (row,) = read_run(baselines.main(args)).to_dict("records")
 
     args = dacer.Args("InvertedPendulum-v4", eval_episodes=3)
     policy, seed = dacer.DiffusionPolicy(4, 1, (8,), 2), dacer.derive_seed(1, 60)
@@ -93,9 +102,8 @@ def test_the_evaluation_of_baselines_is_that_of_the_scripts(tmp_path, monkeypatc
     assert (evaluate(dacer, policy, args, seed)[0] != returns).any()
 
 
-def test_evaluations_do_not_disturb_the_training_of_baselines(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    sb3, models = pytest.importorskip("stable_baselines3"), []
+def test_evaluations_do_not_disturb_the_training_of_baselines(sb3, work):
+    models = []
     for interval in (20, 1000):
         args = baselines.Args("SAC", "toy_envs:Global-v0", total_timesteps=200, eval_episodes=2)
         args.eval_interval = interval
@@ -104,26 +112,27 @@ def test_evaluations_do_not_disturb_the_training_of_baselines(tmp_path, monkeypa
         assert torch.equal(value, models[1][name]), name
 
 
-@pytest.mark.parametrize(
-    "wrong", ["--env-id CartPole-v1", "--env-id None-v0", "--algorithm A2C", "--eval-episodes 0"]
-)
-def test_baselines_on_bad_input(wrong, tmp_path):
-    command = [sys.executable, ROOT / "benchmarks/baselines.py", *wrong.split()]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert not list(tmp_path.iterdir())
+BAD = {
+    "--env-id CartPole-v1": "CartPole-v1: no vector and bounded Box of real actions",
+    "--env-id None-v0": "Environment `None` doesn't exist",
+    "--algorithm A2C": "A2C",
+    "--eval-episodes 0": "--eval-episodes must be at least 1",
+}
 
 
-def test_baselines_without_their_packages(tmp_path):
-    (tmp_path / "sb3_contrib.py").write_text("raise ImportError('No module named sb3_contrib')")
-    command = [sys.executable, ROOT / "benchmarks/baselines.py"]
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(
-        command, check=False, capture_output=True, text=True, cwd=tmp_path, env=environment
-    )
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].endswith(
-        "sb3_contrib; pip install -r benchmarks/requirements.txt"
-    )
-    assert [path.name for path in tmp_path.iterdir()] == ["sb3_contrib.py"]
+@pytest.mark.parametrize("wrong", BAD)
+def test_baselines_on_bad_input(wrong, sb3, work):
+    ended = program(ROOT / "benchmarks/baselines.py", *wrong.split())
+    assert ended.code == 2
+    assert BAD[wrong] in ended.err
+    assert "Traceback" not in ended.err
+    assert not list(work.iterdir())
+
+
+def test_baselines_without_their_packages(work, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sb3_contrib", None)
+    ended = program(ROOT / "benchmarks/baselines.py")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert ended.err.startswith("baselines.py: error: import of sb3_contrib halted")
+    assert ended.err.endswith("; pip install -r benchmarks/requirements.txt\n")
+    assert not list(work.iterdir())

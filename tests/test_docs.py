@@ -8,9 +8,8 @@ import json
 import re
 import runpy
 import shlex
-import subprocess
-import sys
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import gymnasium as gym
@@ -19,13 +18,11 @@ import pandas as pd
 import pytest
 import torch
 import tyro
-from helpers import TINY, command, evaluate
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from helpers import ROOT, TINY, command, evaluate, scalars, shell, the_run, tiny
 
 import dacer
 import dacer_v2
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGES = {
     path.name: path.read_text()
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -63,34 +60,43 @@ def python_commands() -> list[str]:
     return list(dict.fromkeys(found))
 
 
+COMMANDS = python_commands()
+
+
+def program_of(line: str) -> str:
+    return line.split()[0]
+
+
+@cache
+def help_of(script: str) -> str:
+    ended = shell(ROOT / script, "--help")
+    assert ended.code == 0, ended.err
+    return ended.out
+
+
 @pytest.fixture
-def work(tmp_path, monkeypatch):
-    """An empty folder in which the published policies lie."""
-    (tmp_path / "runs").mkdir()
+def policies(work):
+    """The published policies, in the working directory."""
+    Path("runs").mkdir()
     for name in PUBLISHED:
-        (tmp_path / "runs" / name).symlink_to(ROOT / "runs" / name)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+        Path("runs", name).symlink_to(ROOT / "runs" / name)
 
 
-@pytest.mark.parametrize("line", python_commands())
-def test_commands(line, work):
+@pytest.mark.parametrize("line", [line for line in COMMANDS if program_of(line) not in ALGORITHMS])
+def test_commands_of_other_programs(line, policies):
+    """Their options are known, and the runs that they name are there."""
+    program, *arguments = shlex.split(line, comments=True)
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    for word in own:
+        assert not word.startswith("--") or word in help_of(program)
+    for word in arguments:
+        assert not word.startswith("runs/") or "<" in word or Path(word).exists()
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if program_of(line) in ALGORITHMS])
+def test_commands_of_the_scripts(line, policies):
+    """Each does what it says, in a tiny run."""
     script, *arguments = shlex.split(line, comments=True)
-    if script not in ALGORITHMS:  # its options are known, its runs are there
-        said = subprocess.run(
-            [sys.executable, ROOT / script, "--help"], check=True, capture_output=True, text=True
-        )
-        assert all(
-            word in said.stdout
-            for word in " ".join(arguments).split(" -- ")[0].split()
-            if word.startswith("--")
-        )
-        assert all(
-            Path(word).exists()
-            for word in arguments
-            if word.startswith("runs/") and "<" not in word
-        )
-        return
     algo = ALGORITHMS[script]
     published = next(f"runs/{name}" for name, module in PUBLISHED.items() if module is algo)
     arguments = [word.replace("runs/<run>", published) for word in arguments]
@@ -104,13 +110,13 @@ def test_commands(line, work):
     elif args.resume or args.env_id.split(":")[0] in ("my_module", "shimmy", "gymnasium_robotics"):
         return  # nothing to resume; not installed
     else:
-        done = command(algo, *arguments, *TINY)
+        done = command(algo, *arguments, *tiny(eval_interval=40))
     assert done.code == 0, done.err
 
 
 def test_the_commands_are_found():
     """By the expressions above. The requirements that README installs are there."""
-    assert len(python_commands()) > 8
+    assert len(COMMANDS) > 8
     lines = [line for block in code("bash", README) for line in block.splitlines()]
     installs = [line for line in lines if "-m venv" in line]
     for file in re.findall(r"-r (\S+)", " ".join(installs)):
@@ -215,8 +221,7 @@ def test_published_policies(name):
 
 def test_from_code(work):
     """README's example trains, loads and acts."""
-    small = "total_timesteps=80, learning_starts=40, num_envs=2, batch_size=8, entropy_samples=8"
-    small += ', hidden_sizes=(16, 16), device="cpu", compile=False, eval_episodes=1'
+    small = ", ".join(f"{name}={value!r}" for name, value in TINY.items())
     (example,) = code("python", README)
     assert "total_timesteps=1_830_000" in example
     Path("example.py").write_text(example.replace("total_timesteps=1_830_000", small))
@@ -225,7 +230,7 @@ def test_from_code(work):
     assert Path("runs/mine/best.pt").exists()
 
 
-def test_onnx(work):
+def test_onnx(policies):
     """The exported policy acts as PyTorch's does."""
     for module in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(module)
@@ -242,10 +247,9 @@ def test_onnx(work):
 
 def test_log_tags(work):
     """Whatever a run logs is explained; of numbered tags the first."""
-    done = command(dacer_v2, "--env-id", "multigoal_env:MultiGoal-v0", *TINY)
+    done = command(dacer_v2, *tiny(env_id="multigoal_env:MultiGoal-v0"))
     assert done.code == 0, done.err
-    (folder,) = (path for path in Path("runs").iterdir() if path.name not in PUBLISHED)
-    tags = EventAccumulator(str(folder)).Reload().Tags()["scalars"]
+    tags = scalars(the_run()).keys()
     told = re.findall(r"`(\w+/\w+)`", PAGES["logging.md"])
     assert len(tags) > 15
     assert {re.sub(r"(?<=qf|_t|ga)\d", "1", tag) for tag in tags} <= set(told)

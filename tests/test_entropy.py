@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers import recordings
 from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
 
@@ -120,3 +121,18 @@ def test_each_state_stops_by_itself():
         torch.manual_seed(6)  # the draws of the first state's centres
         estimates.append(dacer.mixture_entropy(actions)[0])
     torch.testing.assert_close(estimates[0], estimates[1], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("path", recordings(), ids=lambda path: path.stem)
+def test_recorded_entropies(path):
+    """The entropy of the recorded actions, which is scikit-learn's.
+
+    Few states were recorded, so each side averages 16 random starts of every fit.
+    """
+    torch.manual_seed(0)
+    golden = np.load(path)
+    actions = torch.from_numpy(golden["entropy/actions"])
+    recorded = golden["entropy/per_state"]
+    np.testing.assert_allclose(sklearn_entropy(actions), recorded, atol=1e-3)
+    theirs = np.mean([sklearn_entropy(actions, seed) for seed in range(16)])
+    assert abs(dacer.mixture_entropy(actions.repeat(16, 1, 1)).mean().item() - theirs) < 0.05

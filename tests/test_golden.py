@@ -1,52 +1,33 @@
-"""Reproduces numbers recorded from the official JAX implementation, with its random draws.
-
-Further recordings are taken from the folder that the environment variable DACER_GOLDEN names.
-"""
-
-import os
-from pathlib import Path
+"""Reproduces numbers recorded from the official JAX implementation, with its random draws."""
 
 import numpy as np
 import pytest
 import torch
-from test_entropy import sklearn_entropy
+from helpers import recordings
 from torch import nn
 
 import dacer
 import dacer_v2
 
-FOLDERS = [
-    Path(__file__).parent / "golden",
-    *map(Path, filter(None, [os.environ.get("DACER_GOLDEN")])),
-]
-RECORDINGS = sorted({path.resolve() for folder in FOLDERS for path in folder.glob("*.npz")})
 TOLERANCE = 1e-5
 
-for folder in FOLDERS:
-    assert any(path.parent == folder.resolve() for path in RECORDINGS), f"no recordings in {folder}"
+# That a compiled agent computes the same is in test_speed.py.
+CASES = [(path, script) for path in recordings() for script in (dacer, dacer_v2)]
 
 
-EAGER = [(script, False) for script in (dacer, dacer_v2)]
-# Compiling takes minutes at T = 20, and the two scripts share what is compiled.
-CASES = [(path, *case) for path in RECORDINGS for case in EAGER]
-CASES += [(path, dacer_v2, True) for path in RECORDINGS if "T5" in path.stem]
-
-
-def name(path, script, compiled):
-    return f"{path.stem}-{script.__name__}-{'compiled' if compiled else 'eager'}"
-
-
-def cases(chosen):
-    chosen = [pytest.param(case, id=name(*case)) for case in chosen]
-    return pytest.mark.parametrize("case", chosen, indirect=True)
+cases = pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=f"{case[0].stem}-{case[1].__name__}") for case in CASES],
+    indirect=True,
+)
 
 
 @pytest.fixture
 def case(request):
-    """The script, whether it is compiled, and the recording."""
-    path, script, compiled = request.param
+    """The script and the recording."""
+    path, script = request.param
     with np.load(path) as arrays:
-        yield script, compiled, dict(arrays)
+        yield script, dict(arrays)
     largest = max(deviations, default=0.0)  # `pytest -rP` shows it.
     print(f"\n{request.node.callspec.id}: largest deviation |a - b| / (1 + |b|) {largest:.1e}")
     deviations.clear()
@@ -81,7 +62,7 @@ def networks(agent) -> dict[str, nn.Module]:
 
 @pytest.fixture
 def agent(case):
-    script, compiled, golden = case
+    script, golden = case
     first, second, *_ = (i for i in range(100) if f"update{i}/entropy_actions" in golden)
     assert first == 0
     args = script.Args(
@@ -90,10 +71,9 @@ def agent(case):
         noise_scale=float(golden["noise_scale"]),
         entropy_interval=second,
         device="cpu",
-        compile=compiled,
+        compile=False,
         **({"q_grad_weight": 0.0} if script is dacer_v2 else {}),
     )
-    torch.compiler.reset()  # PyTorch limits how often one process compiles.
     agent = script.Agent(int(golden["obs_dim"]), int(golden["act_dim"]), args)
     with torch.no_grad():
         for net_name, net in networks(agent).items():
@@ -114,9 +94,9 @@ def policy_noise(golden, prefix):
     return torch.from_numpy(np.concatenate([explore[None], from_2_on, x_T[None]]))
 
 
-@cases([case for case in CASES if not case[2]])
+@cases
 def test_networks(case, agent):
-    _, _, golden = case
+    _, golden = case
     policy = agent.policy
     close(policy.beta[1:], golden["schedule/betas"])
     close(policy.abar[1:], golden["schedule/alphas_cumprod"])
@@ -131,19 +111,19 @@ def test_networks(case, agent):
     close(std[0], golden["forward/q1_std"])
 
 
-@cases(CASES)
+@cases
 def test_sampled_actions(case, agent):
-    _, _, golden = case
+    _, golden = case
     obs, noise = torch.from_numpy(golden["forward/obs"]), policy_noise(golden, "sample/")
     with torch.no_grad():
         close(agent.policy(obs, noise, agent.noise_std()), golden["sample/action"])
         close(agent.policy(obs, noise), golden["sample/action_without_exploration"])
 
 
-@cases(CASES)
+@cases
 def test_updates(case, agent):
     """Losses, statistics and all weights, update after update."""
-    script, compiled, golden = case
+    script, golden = case
     updates = {}
     for key, value in golden.items():
         if key.startswith("update"):
@@ -157,9 +137,8 @@ def test_updates(case, agent):
         z = torch.from_numpy(np.stack([update["z1"], update["z2"]]))
         draws = policy_noise(update, "next_"), z, policy_noise(update, "pi_")
         agent.draw = lambda size, draws=draws: draws
-        if not compiled:  # recorded also where the policy does not step
-            with torch.no_grad():
-                close(agent.policy_loss(batch, draws[2])[0], update["info/policy_loss"])
+        with torch.no_grad():  # recorded also where the policy does not step
+            close(agent.policy_loss(batch, draws[2])[0], update["info/policy_loss"])
         agent.entropy = lambda _, value=update["info/entropy"]: torch.tensor(value)
         stats = agent.update(batch, i)
 
@@ -179,18 +158,3 @@ def test_updates(case, agent):
                     close(layer.weight.T, update[f"after/{net_name}/{name}/w"])
                     close(layer.bias, update[f"after/{net_name}/{name}/b"])
     assert compared > 1
-
-
-@pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.stem)
-def test_entropy(path):
-    """The entropy of the recorded actions, which is scikit-learn's.
-
-    Few states were recorded, so each side averages 16 random starts of every fit.
-    """
-    torch.manual_seed(0)
-    golden = np.load(path)
-    actions = torch.from_numpy(golden["entropy/actions"])
-    recorded = golden["entropy/per_state"]
-    np.testing.assert_allclose(sklearn_entropy(actions), recorded, atol=1e-3)
-    theirs = np.mean([sklearn_entropy(actions, seed) for seed in range(16)])
-    assert abs(dacer.mixture_entropy(actions.repeat(16, 1, 1)).mean().item() - theirs) < 0.05

@@ -4,9 +4,10 @@ import re
 import tomllib
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from helpers import ROOT, both_scripts
 
 
+@both_scripts
 def test_the_headers_name_the_packages_of_requirements_txt(algo):
     source = Path(algo.__file__).read_text()
     block = re.search(r"^# /// script\n(.*?)^# ///$", source, re.DOTALL | re.MULTILINE).group(1)

@@ -1,55 +1,20 @@
-"""The sweep makes its own runs, whatever happens to them.
-
-As a program, this file is a fake script that the sweep trains.
-"""
+"""benchmarks/sweep.py makes its own runs, whatever happens to them."""
 
 import os
 import re
 import signal
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from subprocess import PIPE, STDOUT, Popen
 
 import pytest
-import tyro
+from helpers import ROOT, TESTS, tiny
 
-ROOT = Path(__file__).resolve().parent.parent
-FAKE = ["--commands", "tests/test_sweep.py", "--processes", "2", "--threads", "1"]
-TINY = ["--total-timesteps=120", "--learning-starts=40", "--num-envs=2", "--batch-size=8"]
-TINY += ["--eval-episodes=1", "--diffusion-steps=2", "--entropy-samples=8", "--device=cpu"]
-TINY += ["--no-compile", "--hidden-sizes", "16", "16"]
+FAKE = ["--commands", "tests/tools/fake_script.py", "--processes", "2", "--threads", "1"]
 
 
-@dataclass
-class Args:
-    env_id: str = ""
-    seed: int = 1
-    resume: str | None = None
-
-
-def train(args):
-    signal.signal(signal.SIGTERM, lambda *_: (print("stopped", flush=True), os._exit(143)))
-    signal.alarm(100)  # where a test fails
-    checkpoint = Path(args.resume or f"runs/{args.env_id}") / "checkpoint.pt"
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    first = int(checkpoint.read_text()) if args.resume else 0
-    processes = os.environ.get("RAY_RAYLET_PID"), os.getppid(), os.getpid()
-    print(f"from {first} in", *processes, flush=True)
-    for step in range(first, 3):
-        assert args.env_id != "Bad", "the simulator diverged"
-        checkpoint.write_text(str(step + 1))
-        print("did", step + 1, flush=True)
-        if args.env_id == "Killed":
-            os.kill(os.getpid(), signal.SIGKILL)
-        while checkpoint.parent.name == "Slow" and not Path("../../../go").exists():
-            time.sleep(0.05)
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("work")
 
 
 def start(*options):
@@ -83,17 +48,23 @@ def test_failed_and_killed_jobs():
     assert [len(re.findall("from .", log)) for log in logs()] == [2, 1, 2]
 
 
+def test_a_real_script_on_a_task_of_the_callers_folder():
+    Path("toy_envs.py").symlink_to(TESTS / "toy_envs.py")
+    words = ["--commands", "dacer.py", "--env-ids", "toy_envs:Reach-v0"]
+    assert "1 done, 0 failed" in end(start(*words, "--", *tiny(eval_episodes=0)))
+    assert len(list(Path().glob("runs/sweep/Reach-v0__dacer.py__1__*/runs/*/last.pt"))) == 1
+
+
 def test_a_foreign_run_is_left_alone():
-    # A task of the caller's folder.
-    Path("toy_envs.py").symlink_to(ROOT / "tests" / "toy_envs.py")
-    grid = ["--commands", "dacer.py", "--env-ids", "toy_envs:Reach-v0", "--", *TINY]
+    """A complete run with the same arguments, but not in the sweep's folder."""
+    grid = [*FAKE, "--env-ids", "Good"]
     end(start(*grid))
-    (foreign,) = Path().glob("runs/sweep/Reach-v0__dacer.py__1__*/runs/*")
-    foreign.rename(f"runs/{foreign.name}")  # the same arguments, and complete
     Path("runs/sweep").rename("moved")
+    (foreign,) = Path().glob("moved/*/runs/*")
+    foreign.rename("runs/Good")
     end(start(*grid))
-    (own,) = Path().glob("runs/sweep/*/runs/*/checkpoint.pt")
-    assert own.parent.name != foreign.name
+    assert [re.findall("from (.)", log) for log in logs()] == [["0"]]
+    assert len(list(Path().glob("runs/sweep/*/runs/Good/checkpoint.pt"))) == 1
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -140,7 +111,3 @@ def test_a_ray_cluster_loses_a_machine():
     end(sweep)
     cluster.shutdown()
     assert len(set(re.findall(r"in (\d+)", logs()[0]))) == 2
-
-
-if __name__ == "__main__":
-    train(tyro.cli(Args))

@@ -9,39 +9,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from helpers import evaluate
+from helpers import evaluate, gradients, small_agent, small_batch
 from torch import nn
 
 import dacer
 
 OBS_DIM, ACT_DIM, B = 4, 2, 64
-
-
-def make_agent(script=dacer, sizes=(OBS_DIM, ACT_DIM), **changes):
-    torch.manual_seed(0)
-    small = {
-        "hidden_sizes": (32, 32, 32),
-        "noise_scale": 0.1,
-        "entropy_interval": 1000,
-        "entropy_samples": 10,
-    }
-    settings = script.DEFAULTS | small | {"device": "cpu", "compile": False} | changes
-    return script.Agent(*sizes, script.Args(**settings))
-
-
-def make_batch(size=B, sizes=(OBS_DIM, ACT_DIM)):
-    torch.manual_seed(1)
-    obs, next_obs = torch.randn(2, size, sizes[0])
-    action, terminated = 2 * torch.rand(size, sizes[1]) - 1, (torch.rand(size) < 0.3).float()
-    return dacer.Batch(obs, action, torch.randn(size), next_obs, terminated)
-
-
-def gradients(agent, batch, draws, update_policy=True):
-    """An update's gradients by the names of their parameters, the new omega, and the statistics."""
-    agent.zero_grad()
-    omega, stats = agent.backward(batch, draws, update_policy)
-    found = {name: x.grad.clone() for name, x in agent.named_parameters() if x.grad is not None}
-    return found, omega, stats
 
 
 def moved(module, before):
@@ -66,7 +39,7 @@ def test_initial_weights():
 
 @pytest.mark.parametrize("diffusion_steps", [1, 2, 50])
 def test_any_number_of_diffusion_steps(diffusion_steps):
-    agent, batch = make_agent(diffusion_steps=diffusion_steps), make_batch()
+    agent, batch = small_agent(dacer, diffusion_steps=diffusion_steps), small_batch(dacer)
     action = agent.act(batch.obs.numpy())
     assert action.shape == (B, ACT_DIM)
     assert action.abs().max() <= 1
@@ -77,7 +50,7 @@ def test_any_number_of_diffusion_steps(diffusion_steps):
 
 def test_exploration_noise():
     """alpha * lambda is the noise's std, starts at 3 lambda, and is off where no std is given."""
-    agent = make_agent(noise_scale=0.02)
+    agent = small_agent(dacer, noise_scale=0.02)
     assert abs(agent.noise_std() - 0.06) < 1e-6
     obs, noise = torch.randn(1000, OBS_DIM), agent.policy.draw_noise(1000)
     plain, noisy = agent.policy(obs, noise), agent.policy(obs, noise, agent.noise_std())
@@ -112,7 +85,7 @@ def test_critic_loss_by_hand(omega):
     Which target critic is the smaller is found for each sample. (Other public code takes one of
     them for the whole batch. That gives another number, as the last lines hold.)
     """
-    agent, batch = make_agent(), make_batch()
+    agent, batch = small_agent(dacer), small_batch(dacer)
     next_noise, _, noise = agent.draw(B)
     z = 3 * torch.randn(2, B)  # many beyond +-3
     agent.critic = Table(torch.randn(2, B), 0.2 + torch.rand(2, B))
@@ -158,8 +131,8 @@ def test_critic_loss_by_hand(omega):
 
 def test_an_agent_draws_from_its_own_generator():
     """Whatever tasks do to the global one."""
-    ours, theirs = make_agent(entropy_interval=1), make_agent(entropy_interval=1)
-    batch = make_batch()
+    ours, theirs = small_agent(dacer, entropy_interval=1), small_agent(dacer, entropy_interval=1)
+    batch = small_batch(dacer)
     for agent in (ours, theirs):
         agent.rng.manual_seed(7)
     for step in range(3):
@@ -177,7 +150,7 @@ def test_an_agent_draws_from_its_own_generator():
 def test_what_moves_when():
     """Critics and omega move in every update, policy and targets in every second, and log_alpha, as
     is asked for here, in every third."""
-    agent, batch = make_agent(entropy_interval=3), make_batch()
+    agent, batch = small_agent(dacer, entropy_interval=3), small_batch(dacer)
     for step in range(7):
         before, omega = deepcopy(agent), agent.omega.clone()
         stats = agent.update(batch, step)
@@ -193,7 +166,7 @@ def test_what_moves_when():
 def test_gradients_are_those_from_before_the_update(step):
     """Each network's gradient is of its own loss alone, and at the parameters that all networks
     have before any of them moves."""
-    agent, batch = make_agent(learning_rate=0.1), make_batch()
+    agent, batch = small_agent(dacer, learning_rate=0.1), small_batch(dacer)
     before, draws = deepcopy(agent), agent.draw(B)
     agent.draw = lambda size: draws
     agent.update(batch, step)
@@ -216,7 +189,7 @@ def test_gradients_are_those_from_before_the_update(step):
 
 
 def test_targets_follow_the_new_critics():
-    agent, batch = make_agent(tau=0.1, learning_rate=0.1), make_batch()
+    agent, batch = small_agent(dacer, tau=0.1, learning_rate=0.1), small_batch(dacer)
     before = deepcopy(agent.target_critic)
     agent.update(batch, 0)
     for old, new, critic in zip(
@@ -231,7 +204,7 @@ def test_targets_follow_the_new_critics():
 @pytest.mark.parametrize("entropy, sign", [(-5.0, 1), (5.0, -1)])
 def test_alpha_seeks_the_target_entropy(entropy, sign):
     """Too little entropy raises the exploration noise, too much lowers it."""
-    agent, batch = make_agent(), make_batch()
+    agent, batch = small_agent(dacer), small_batch(dacer)
     before, agent.entropy = agent.log_alpha.item(), lambda obs: torch.tensor(entropy)
     agent.update(batch, 0)
     # Adam's first step is the learning rate.
@@ -243,7 +216,7 @@ def test_alpha_seeks_the_target_entropy(entropy, sign):
 def test_policy_gradient_flows_through_the_whole_chain():
     """The loss depends on x_T by way of every step, on each step's noise, and on the exploration
     noise."""
-    agent, batch = make_agent(diffusion_steps=3), make_batch()
+    agent, batch = small_agent(dacer, diffusion_steps=3), small_batch(dacer)
     noise = agent.draw(B)[2].requires_grad_()
     agent.policy_loss(batch, noise)[0].backward()
     assert noise.grad.abs().sum((1, 2)).gt(0).all()
@@ -280,20 +253,20 @@ def test_actions_are_mapped_to_the_bounds():
 
 def test_an_actor_takes_one_observation_or_many():
     space = gym.spaces.Box(-2.0, 2.0, (ACT_DIM,))
-    policy, obs = make_agent().policy, np.ones((5, OBS_DIM))
+    policy, obs = small_agent(dacer).policy, np.ones((5, OBS_DIM))
     act = dacer.make_actor(policy, space, seed=1)
     first = act(obs)
     assert first.shape == (5, ACT_DIM)
     assert act(obs[0]) in space
     assert act(obs[:1]).shape == (1, ACT_DIM)
     assert np.array_equal(dacer.make_actor(policy, space, seed=1)(obs), first)
-    for wrong in (np.ones(OBS_DIM + 1), np.ones((5, OBS_DIM - 1)), np.full(OBS_DIM, np.nan)):
-        with pytest.raises(ValueError, match="finite numbers"):
+    for wrong in (np.ones(OBS_DIM + 1), np.ones((OBS_DIM, 1)), np.full(OBS_DIM, np.nan)):
+        with pytest.raises(ValueError, match="no observation of 4 finite numbers"):
             act(wrong)
 
 
-def test_evaluation_takes_no_exploration_noise_and_no_training_randomness():
-    agent = make_agent(sizes=(2, 2), env_id="toy_envs:Reach-v0", eval_episodes=4)
+def test_evaluations_take_no_exploration_noise_and_no_training_randomness():
+    agent = small_agent(dacer, sizes=(2, 2), env_id="toy_envs:Reach-v0", eval_episodes=4)
 
     def returns(seed):
         return evaluate(dacer, agent.policy, agent.args, seed)[0]

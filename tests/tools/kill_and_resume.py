@@ -1,12 +1,11 @@
 """Kills a run again and again, and compares its end with that of a run that nobody disturbed.
 
-    python tests/kill_and_resume.py --script dacer_v2.py --kills 20 --how saving
+    python tests/tools/kill_and_resume.py --script dacer_v2.py --kills 20 --how saving
 
 It resumes the run after each kill and prints what it does. The exit code is 0 if weights,
 optimizer, replay buffer, last.pt, best.pt and curves are the same bit for bit.
 """
 
-import os
 import random
 import signal
 import subprocess
@@ -15,13 +14,15 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import tyro
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path[:0] = [str(ROOT / "tests")]
+
+from helpers import ENVIRONMENT, differences, outcome, words
 
 
 @dataclass
@@ -32,8 +33,9 @@ class Args:
     """which script to run"""
     kills: int = 20
     """how often the run is interrupted"""
-    how: Literal["kill", "saving", "term", "int"] = "kill"
-    """SIGKILL at random moments; SIGKILL while a checkpoint is being written; SIGTERM; SIGINT"""
+    how: tuple[Literal["kill", "saving", "term", "int"], ...] = ("kill",)
+    """SIGKILL at random moments; SIGKILL while a checkpoint is being written; SIGTERM; SIGINT; of
+    several each in its turn"""
     max_seconds: float | None = None
     """a random moment lies this long after the start of the process at most; None: as long as all
     kills fit into the run"""
@@ -42,13 +44,13 @@ class Args:
 
 
 HOPPER = {
-    "env-id": "Hopper-v4",
-    "total-timesteps": 60_000,
-    "learning-starts": 20_000,
-    "entropy-interval": 100,
-    "checkpoint-interval": 100,
-    "eval-interval": 300,
-    "eval-episodes": 2,
+    "env_id": "Hopper-v4",
+    "total_timesteps": 60_000,
+    "learning_starts": 20_000,
+    "entropy_interval": 100,
+    "checkpoint_interval": 100,
+    "eval_interval": 300,
+    "eval_episodes": 2,
     "device": "cpu",
 }
 SIGNALS = {
@@ -57,30 +59,6 @@ SIGNALS = {
     "term": signal.SIGTERM,
     "int": signal.SIGINT,
 }
-
-
-def differences(a: Any, b: Any, name: str = "") -> list[str]:
-    """Names of the entries in which two checkpoints differ, in a single bit or more."""
-    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        same = (a.dtype, a.shape) == (b.dtype, b.shape)
-        return [] if same and a.numpy().tobytes() == b.numpy().tobytes() else [name]
-    if isinstance(a, dict) and isinstance(b, dict):
-        parts = {key: (a.get(key), b.get(key)) for key in a.keys() | b.keys()}
-    elif isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
-        parts = dict(enumerate(zip(a, b)))
-    else:
-        return [] if a == b else [name]
-    return [diff for key, (x, y) in parts.items() for diff in differences(x, y, f"{name}/{key}")]
-
-
-def outcome(run_dir: Path) -> dict[str, Any]:
-    """All that a run computed: its checkpoint, its last and best weights and its curves."""
-    files = run_dir.glob("*.pt")
-    saved = {file.name: torch.load(file, weights_only=True) for file in files}
-    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()
-    tags = set(events.Tags()["scalars"]) - {"charts/SPS"}
-    curves = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}
-    return saved | {"curves": curves}
 
 
 def interrupt(process: subprocess.Popen, run_dir: Path, how: str, seconds: float) -> None:
@@ -97,19 +75,16 @@ def interrupt(process: subprocess.Popen, run_dir: Path, how: str, seconds: float
 def main(args: Args) -> None:
     """Runs both, compares them, and exits with 0 if they are the same."""
     moments = random.Random(args.seed)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "PYTHONWARNINGS": "ignore"}
-    arguments = args.arguments or [
-        word for name, value in HOPPER.items() for word in (f"--{name}", str(value))
-    ]
+    arguments = args.arguments or words(**HOPPER)
     with tempfile.TemporaryDirectory() as folder:
         interrupted, within_save = 0, 0
 
-        def start(work: str, *words: str) -> subprocess.Popen:
+        def start(work: str, *typed: str) -> subprocess.Popen:
             Path(folder, work).mkdir(exist_ok=True)
             return subprocess.Popen(
-                [sys.executable, ROOT / args.script, *words],
+                [sys.executable, ROOT / args.script, *typed],
                 cwd=Path(folder, work),
-                env=environment,
+                env=ENVIRONMENT,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -140,8 +115,9 @@ def main(args: Args) -> None:
             while run_dir is None and process.poll() is None:
                 time.sleep(0.01)
                 run_dir = find("killed")
+            how = args.how[interrupted % len(args.how)]
             if run_dir is not None:
-                interrupt(process, run_dir, args.how, moments.uniform(0, most))
+                interrupt(process, run_dir, how, moments.uniform(0, most))
                 within_save += any(run_dir.glob("*.tmp"))
             end(process, 130, 0, *(-number for number in SIGNALS.values()))
             if process.returncode == 0:
@@ -149,11 +125,14 @@ def main(args: Args) -> None:
                 break
             interrupted += 1
             step = torch.load(run_dir / "checkpoint.pt", weights_only=True, mmap=True)["step"]
-            print(f"  {args.how} {interrupted}: the checkpoint is of step {step}", flush=True)
+            print(f"  {how} {interrupted}: the checkpoint is of step {step}", flush=True)
         end(start("killed", "--resume", str(find("killed"))), 0)
         whole = outcome(find("whole"))
         wrong = differences(whole, outcome(find("killed")))
-    print(f"{args.script}, {interrupted} x {args.how} ({within_save} within a save), ", end="")
+    print(
+        f"{args.script}, {interrupted} x {' '.join(args.how)} ({within_save} within a save), ",
+        end="",
+    )
     print(f"{len(whole['curves'])} curves: ", end="")
     print("the same, bit for bit" if not wrong else f"DIFFERENT in {', '.join(sorted(wrong)[:10])}")
     sys.exit(bool(wrong) or interrupted == 0)

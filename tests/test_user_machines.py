@@ -1,0 +1,281 @@
+"""What users and their machines do: full disks, lost terminals, notebooks, moved folders."""
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from filelock import FileLock
+from helpers import (
+    ENVIRONMENT,
+    TINY,
+    before_update,
+    command,
+    failed,
+    refused,
+    shell,
+    start,
+    the_run,
+    tiny,
+)
+from torch._inductor import config as inductor
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+TRACK = {"env_id": "user_envs:Track-v0"}
+
+
+# ---- Memory, disk and devices
+
+
+def test_a_replay_buffer_that_does_not_fit(run):
+    """It is refused before a folder is made; with the size that is advised the run begins."""
+    ended = run("Pictures", buffer_size=50_000_000)
+    refused(ended, "no memory: try --buffer-size ")
+    assert not Path("runs").exists()
+    advised = int(re.search(r"--buffer-size (\d+)", ended.err)[1])
+    ended = run("Pictures", buffer_size=advised, total_timesteps=42, eval_episodes=0)
+    assert ended.code == 0, ended.err
+
+
+def test_the_memory_of_a_container(run, monkeypatch):
+    read_text = Path.read_text
+
+    def limited(path, *args, **kwargs):
+        is_limit = str(path) == "/sys/fs/cgroup/memory.max"
+        return "1000000\n" if is_limit else read_text(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", limited)
+    ended = run("Track", buffer_size=100_000)
+    refused(ended, "no memory: try --buffer-size ")
+    assert run("Track", buffer_size=int(ended.err.split()[-1])).code == 0
+
+
+def test_a_full_disk(run, algo):
+    """The older checkpoint stays as it was. (A limit on file sizes stands in for a full disk.)"""
+    resource = pytest.importorskip("resource")
+    run("Track")
+    run_dir = the_run()
+    before = (run_dir / "checkpoint.pt").read_bytes()
+    limit = (len(before) // 2,) * 2
+
+    def before_the_start():
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+    words = ["--resume", run_dir, "--total-timesteps", 400]
+    ended = shell(algo.__file__, *words, preexec_fn=before_the_start)
+    failed(ended, run_dir, "File too large")
+    assert (run_dir / "checkpoint.pt").read_bytes() == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_gpu_that_is_not_here(algo, run):
+    """A run of GPU 1 is not silently one of GPU 0 or of the CPU. Asked to, it goes on there."""
+    run("Track")
+    path = the_run() / "checkpoint.pt"
+    saved = torch.load(path, weights_only=True)
+    saved["args"]["device"] = "cuda:1"
+    torch.save(saved, path)
+    refused(command(algo, "--resume", the_run()), "--device cuda:1 fails, try cpu")
+    ended = command(algo, "--resume", the_run(), "--device", "cpu", "--total-timesteps", 140)
+    assert ended.code == 0, ended.err
+    assert "those of the unchanged run" in ended.out
+    assert command(algo, "--evaluate", the_run(), "--device", "cpu").code == 0
+
+
+def test_a_compiler_that_fails(algo, work, run, monkeypatch):
+    """It is found out before the first step, and training goes on without."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(work / "cache"))
+    with inductor.patch({"cpp.cxx": ("/bin/false",), "fx_graph_cache": False}):
+        ended = run("Track", compile=True, diffusion_steps=1, q_grad_weight=0.0)
+    assert ended.code == 0, ended.err
+    assert ended.err == ""
+    failure = "compiling fails, training goes on as with --no-compile: "
+    assert ended.out.splitlines()[1].startswith(failure)
+    assert json.loads((the_run() / "args.json").read_text())["compile"] is False
+
+
+# ---- Folders and files
+
+
+def test_two_processes_in_one_folder(algo, run):
+    run("Track")
+    typed = ["--resume", the_run(), "--total-timesteps", 140]
+    with FileLock(the_run() / "training.lock"):
+        refused(command(algo, *typed), "training.lock")
+    assert command(algo, *typed).code == 0
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 5000])
+def test_a_name_too_long_for_a_folder(algo, run, name):
+    refused(run("Track", exp_name=name), "File name too long")
+    for option in ("--resume", "--evaluate"):
+        refused(command(algo, option, name), "ValueError: no dacer_v2 checkpoint ")
+
+
+def test_runs_is_a_file(run):
+    Path("runs").write_text("")
+    refused(run("Track"), "NotADirectoryError: ")
+
+
+def test_moved_and_strangely_named_folders(algo, run):
+    run("Track", exp_name="a b/c é")
+    moved = the_run().rename("else where")
+    assert command(algo, "--resume", moved, "--total-timesteps", 140).code == 0
+    assert command(algo, "--evaluate", moved).code == 0
+    assert not os.listdir("runs")
+
+
+def test_a_checkpoint_is_as_good_as_its_folder(algo, run):
+    run("Track")
+    folder = the_run()
+    assert command(algo, "--resume", folder / "checkpoint.pt", "--total-timesteps", 140).code == 0
+    assert the_run() == folder
+    assert algo.load_checkpoint(folder / "checkpoint.pt")["step"] == 70
+    assert command(algo, "--evaluate", folder / "checkpoint.pt").code == 0
+
+
+@pytest.mark.parametrize("before, after", [(50, 30), (50, 120), (1000, 30), (1000, 90), (30, 30)])
+def test_the_buffer_may_change_its_size(algo, run, before, after):
+    """The latest transitions stay, and training goes on behind them."""
+    run("Track", buffer_size=before)
+    old = torch.load(the_run() / "checkpoint.pt", weights_only=True)
+    rewards = old["rows"][2].roll(-old["count"], 0)  # the oldest first
+    agent = algo.Agent(2, 1, algo.Args(**old["args"]))
+    agent.args.buffer_size = after
+    buffer = algo.ReplayBuffer(after, 2, 1, "cpu")
+    algo.load_run(the_run(), agent, buffer)
+    kept = min(len(rewards), after)
+    new = buffer.data.reward[:kept].roll(-buffer.count, 0) if kept == after else buffer.data.reward
+    assert torch.equal(new[:kept], rewards[-kept:])
+    assert min(buffer.count, after) == kept
+    more = ["--buffer-size", after, "--total-timesteps", 180]
+    ended = command(algo, "--resume", the_run(), *more)
+    assert ended.code == 0, ended.err
+    assert ("those of the unchanged run" in ended.out) == (before != after)
+
+
+# ---- Processes, terminals and systems
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals(algo, run, number):
+    """One line that says how to go on, exit code 130, and a run that can be resumed."""
+
+    def send(update):
+        if update == 25:
+            os.kill(os.getpid(), number)
+
+    with before_update(algo, send):
+        ended = run("Track", checkpoint_interval=10)
+    assert ended.code == 130
+    advice = f"--resume {the_run()} goes on from the last checkpoint\n"
+    assert ended.err == f"dacer_v2.py: error: KeyboardInterrupt: {advice}"
+    assert algo.load_checkpoint(the_run() / "checkpoint.pt")["step"] == 40
+    assert command(algo, "--resume", the_run()).code == 0
+
+
+def test_a_pipe_that_goes_away(algo, work):
+    """Training goes on, what is printed at the start is there at once, and the exit code is 0."""
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process = start(algo.__file__, *tiny(**TRACK, total_timesteps=240), **streams)
+    assert "updates" in process.stdout.readline()
+    assert process.poll() is None
+    process.stdout.close()
+    assert process.wait(timeout=100) == 0
+    assert algo.load_checkpoint(the_run() / "checkpoint.pt")["step"] == 120
+
+
+def test_a_terminal_that_goes_away(algo, work):
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs, "start_new_session": True}
+    process = start(algo.__file__, *tiny(**TRACK, total_timesteps=240), **streams)
+    os.close(theirs)
+    os.read(ours, 100)
+    os.close(ours)
+    assert process.wait(timeout=100) == 0
+    assert algo.load_checkpoint(the_run() / "checkpoint.pt")["step"] == 120
+
+
+def test_characters_that_the_locale_cannot_write(algo, work):
+    environment = {**ENVIRONMENT, "PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0"}
+    task = {"env_id": "user_envs:Fails-v0", "env_kwargs": '{"how": "raises accents"}'}
+    ended = shell(algo.__file__, *tiny(**task), env=environment)
+    error = "RuntimeError: the task raised RuntimeError: d\\xe9crochage \\u2603 \\udcff"
+    failed(ended, the_run(), error)
+
+
+def test_another_way_to_start_processes(algo, work):
+    code = (
+        "if __name__ == '__main__':\n"
+        "    import multiprocessing, dacer_v2\n"
+        "    multiprocessing.set_start_method('spawn')\n"
+        "    dacer_v2.run_command_line()\n"
+    )
+    Path("start.py").write_text(code)
+    ended = shell("start.py", *tiny(**TRACK, async_envs=True, eval_episodes=0))
+    assert ended.code == 0, ended.err
+
+
+def test_a_system_without_what_linux_has(algo, work):
+    """No os.sysconf, no fcntl and no os.fork, as on Windows."""
+    code = (
+        "import os, signal, sys\n"
+        "del os.sysconf, os.fork\n"
+        "sys.modules['fcntl'] = sys.modules['resource'] = None\n"
+        "import dacer_v2\n"
+        "dacer_v2.run_command_line()\n"
+    )
+    Path("windows.py").write_text(code)
+    ended = shell("windows.py", *tiny(**TRACK))
+    assert ended.code == 0, ended.err
+
+
+def test_a_notebook(algo, work, monkeypatch):
+    """The file pasted into a cell has no name, and stdout there cannot be reconfigured."""
+    cell = ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", cell)
+    monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "kernel.json"])
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    exec(compile(Path(algo.__file__).read_text(), "cell", "exec"), cell.__dict__)  # noqa: S102
+    cell.main(cell.Args(**TRACK | TINY), cell.Path("notebook"))
+    assert "40 updates" in sys.stdout.getvalue()
+    assert Path("notebook/last.pt").exists()
+
+
+def test_pre_empted_within_the_warm_up(algo, run, monkeypatch):
+    """A checkpoint may fall into it, and the interval may change when a run goes on."""
+    check = algo.check_finite
+
+    def interrupted(step, values):
+        if step == 30 and "obs" in values:
+            raise KeyboardInterrupt
+        check(step, values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(algo, "check_finite", interrupted)
+        assert run("Track", checkpoint_interval=5).code == 130
+    assert algo.load_checkpoint(the_run() / "checkpoint.pt")["step"] == 10
+    ended = command(algo, "--resume", the_run(), "--checkpoint-interval", 7)
+    assert ended.code == 0, ended.err
+
+
+# ---- Options
+
+
+def test_options_that_would_be_ignored(algo, run):
+    run("Track")
+    for option, value in (("batch_size", 3), ("learning_rate", 1), ("num_envs", 3), ("tau", 1)):
+        typed = [f"--{option.replace('_', '-')}", value]
+        ended = command(algo, "--evaluate", the_run(), *typed)
+        refused(ended, f"the run was made with other arguments: {option}\n")
+    ended = command(algo, "--resume", the_run(), "--evaluate", the_run())
+    refused(ended, "the run was made with other arguments: evaluate\n")
