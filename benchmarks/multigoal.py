@@ -59,7 +59,7 @@ def collect(runs: tuple[Path, ...]) -> None:
             raise SystemExit(2)
         told = {
             "run": run.name,
-            "commit": args["commit"],
+            "commit": args.get("commit", ""),
             "kwargs": f"num_goals={goals}",
             "lambda": args.get("noise_scale"),
         }
@@ -94,9 +94,11 @@ def table(runs: pd.DataFrame) -> str:
         lost = f", {group.arrived.min():.0%} arrive" if group.arrived.min() < 0.995 else ""
         return f"{group.coverage.mean():.2f} ({worst}), {group['return'].mean():.0f}{lost}"
 
-    rows = []
+    rows, best = [], best_return()
     for (label, _), group in runs.groupby(["label", "total_timesteps"], sort=False):
         cells = {goals: cell(part) for goals, part in group.groupby("goals")}
+        mean_return = group.groupby("goals")["return"].mean().mean()
+        below = f"{round(100 * (mean_return / best - 1))}%"
         updates = f"{group['update'].max():,}" if label not in ("PPO", "TRPO") else "-"
         minutes = f"{60 * group.hours.min():.0f}"
         # Of the published runs these were on a GPU.
@@ -104,8 +106,49 @@ def table(runs: pd.DataFrame) -> str:
         if label in THEIRS[:3] or is_our_long:
             minutes += " (GPU)"
         shown = [cells.get(goals, "-") for goals in ("4", "5", "6")]
-        rows.append([label, updates, minutes, *shown])
-    return report.table("algorithm | updates | minutes | 4 goals | 5 goals | 6 goals", rows)
+        rows.append([label, updates, minutes, *shown, below])
+    header = "algorithm | updates | minutes | 4 goals | 5 goals | 6 goals | below the best return"
+    return report.table(header, rows)
+
+
+def best_values(gamma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The best values, (2001,), at distances of 0 to 8 from the only goal; both, and the lengths of
+    a step, (1001,). Value iteration over the distance, as straight ways are the best."""
+    distance = np.linspace(0, 8, 2001)
+    length = np.linspace(0, 1, 1001)
+    after = np.abs(distance[:, None] - length)  # (2001, 1001)
+    arrived = after < multigoal_env.ARRIVAL
+    reward = -multigoal_env.ACTION_COST * length**2 - after**2 + multigoal_env.GOAL_REWARD * arrived
+    value = np.zeros(len(distance))
+    for _ in range(multigoal_env.MAX_STEPS):
+        later = np.where(arrived, 0, np.interp(after, distance, value))
+        value = (reward + gamma * later).max(1)
+    return distance, value, length
+
+
+def best_return() -> float:
+    """The best return from the origin: -110.0."""
+    distance, value, _ = best_values(gamma=1)
+    return np.interp(multigoal_env.GOAL_RADIUS, distance, value)
+
+
+def limit() -> str:
+    """What the best first step is worth towards a goal, and between two."""
+    distance, value, length = best_values(gamma=0.99)
+    rows = []
+    for goals in (4, 5, 6, 8, 12):
+        radius, found = multigoal_env.GOAL_RADIUS, []
+        for angle in (0, np.pi / goals):  # from the direction of the nearest goal
+            after = np.sqrt(radius**2 + length**2 - 2 * radius * length * np.cos(angle))
+            later = np.interp(after, distance, value)
+            cost = multigoal_env.ACTION_COST * length**2
+            found.append((-cost - after**2 + 0.99 * later).max())
+        towards, between = found
+        row = [goals, f"{towards:.1f}", f"{between:.1f}", f"{towards - between:.1f}"]
+        rows.append([*row, f"{between / towards - 1:.0%}"])
+    header = "goals | towards a goal | between two goals | depth of the valley | of the value"
+    told = f"The best return from the origin is {best_return():.1f}. With a discount of 0.99, the"
+    return f"{told} first step is worth\n\n{report.table(header, rows)}"
 
 
 def save(figure: plt.Figure, name: str) -> None:
@@ -194,6 +237,16 @@ def rollouts(runs: pd.DataFrame) -> None:
     save(figure, "algorithms")
 
 
+def write(page: Path, parts: dict[str, str]) -> None:
+    """Puts each part between its mark and the next end."""
+    text = page.read_text()
+    for name, part in parts.items():
+        pattern = re.compile(f"<!-- {name} -->\n.*?<!-- end -->", re.DOTALL)
+        shown = f"<!-- {name} -->\n\n{part}\n\n<!-- end -->"
+        text = pattern.sub(lambda _, shown=shown: shown, text)
+    page.write_text(text)
+
+
 def main(runs: tyro.conf.Positional[tuple[Path, ...]] = ()) -> None:
     """The table and the figures, of these runs too."""
     if runs:
@@ -204,11 +257,8 @@ def main(runs: tyro.conf.Positional[tuple[Path, ...]] = ()) -> None:
     long(data)
     rollouts(last)
     told = last[last.label.isin(IN_README) & (last.total_timesteps <= 2 * SHORT)]
-    pattern = re.compile("<!-- multigoal -->\n.*?<!-- end -->", re.DOTALL)
-    for name, rows in {"README.md": told, "docs/multigoal.md": last}.items():
-        page = report.ROOT / name
-        shown = f"<!-- multigoal -->\n\n{table(rows)}\n\n<!-- end -->"
-        page.write_text(pattern.sub(lambda _, shown=shown: shown, page.read_text()))
+    write(report.ROOT / "README.md", {"multigoal": table(told)})
+    write(report.ROOT / "docs" / "multigoal.md", {"multigoal": table(last), "limit": limit()})
 
 
 if __name__ == "__main__":

@@ -49,8 +49,13 @@ SETTINGS += ["reward_scale", "policy_frequency", "eval_episodes"]
 BEST = "highest evaluation in the last 10%"
 HALF = "mean evaluation in the second half"
 LAST = "last evaluation"
+GLANCE = "task | algorithm, T | seed | last return | updates | environment steps | hours"
+GLANCE += " | the paper's DACER, 1.5 million updates"
+COSTS = [(100_000, "dacer_v2"), (100_000, "dacer")]
+COSTS += [(PAPERS_UPDATES, "dacer_v2"), (PAPERS_UPDATES, "dacer")]
+NAMES = {"dacer_v2": "DACERv2, T = 5", "dacer": "DACER, T = 20"}
+MILESTONES = (60_000, 150_000, 300_000)  # updates
 TABLES = {
-    "glance": f"task | algorithm | T | seeds | updates | of the papers' updates | {BEST} | {LAST}",
     "returns": (
         f"task | algorithm, T | seed | updates | {BEST} | each seed | 95% interval"
         f" | {HALF} | {LAST} | hours"
@@ -133,8 +138,10 @@ def prepare(data: pd.DataFrame) -> pd.DataFrame:
         varied = data.groupby(["task", "name"])[setting].transform("nunique", dropna=False) > 1
         data.loc[varied, "name"] += f", {setting} = " + data[setting].astype(str)
     data["constant"] = (data.c == 0) & (data.d == 0)
-    usual_eta = np.where(data.task.str.contains("MultiGoal"), 5, 0.01)
-    data["usual"] = (data.algorithm == "DACERv2") & (data.eta == usual_eta)
+    # The eta that most runs of a task have
+    v2 = data[data.algorithm == "DACERv2"].drop_duplicates("run")
+    usual_eta = v2.groupby("task").eta.agg(lambda etas: etas.mode()[0])
+    data["usual"] = (data.algorithm == "DACERv2") & (data.eta == data.task.map(usual_eta))
     without_eta = data.name.str.replace(r", eta = [\d.]+", "", regex=True)
     data["style"] = without_eta.where(data.usual, data.name)
     further = sorted(set(data["style"]) - set(COLOURS))
@@ -230,7 +237,6 @@ def cells(runs: pd.DataFrame) -> dict[str, object]:
         "seeds": len(runs),
         "seed": ", ".join(str(seed) for seed in runs.seed),
         "updates": f"{runs['update'].max():,.0f}" + (f" ({'; '.join(notes)})" if notes else ""),
-        "of the papers' updates": f"{runs['update'].max() / PAPERS_UPDATES:.0%}",
         BEST: ranged(runs.best),
         "each seed": each,
         "95% interval": interval([runs.best], np.mean, form) if len(runs) > 2 else "-",
@@ -243,6 +249,42 @@ def cells(runs: pd.DataFrame) -> dict[str, object]:
         "return": f"{runs['return'].mean(skipna=False):.0f}",
         "q_grad_norm": f"{runs.q_grad_norm.quantile():.2g}",
     }
+
+
+def hours_of(run: pd.Series, updates: float, times: pd.DataFrame) -> str:
+    """What so many updates of this run take on two idle cores, by speed.csv; "-" if unknown."""
+    script = "dacer_v2" if run.algorithm == "DACERv2" else "dacer"
+    alike = times[(times.what == TRAINING) & (times.script == script) & (times["T"] == run["T"])]
+    ms = alike.ms[(alike.task + "-v4" == run.task) & ~alike.machine.str.contains("NVIDIA")].median()
+    return "-" if np.isnan(ms) else f"{updates * ms / 3.6e6:.1f}"
+
+
+def glance(runs: pd.DataFrame, times: pd.DataFrame) -> str:
+    """A row for each run of 100,000 updates or more."""
+    paper = PUBLISHED[PUBLISHED.what.str.startswith("DACER, paper")].set_index("task")["return"]
+    rows = []
+    for _, run in runs[runs["update"] >= 100_000].iterrows():
+        reached = f"{run['return']:,.0f}", f"{run['update']:,}", f"{run.step:,}"
+        known = f"{paper[run.task]:,}" if run.task in paper else "-"
+        hours = hours_of(run, run["update"], times)
+        rows.append([run.task, run["name"], run.seed, *reached, hours, known])
+    return table(GLANCE, rows)
+
+
+def milestones(data: pd.DataFrame, times: pd.DataFrame) -> str:
+    """Returns after as many updates, and how long these take, on tasks with a run that long."""
+    longest = data.groupby("task")["update"].transform("max")
+    rows = []
+    for (task, name), group in data[longest >= MILESTONES[2]].groupby(["task", "name"], sort=False):
+        row = [task, name, group.seed.nunique()]
+        for updates in MILESTONES:
+            reached = group[group["update"] == updates]["return"]
+            hours = hours_of(group.iloc[0], updates, times)
+            time = f" in {hours} h" if hours != "-" else ""
+            row.append(ranged(reached) + time if len(reached) else "-")
+        rows.append(row)
+    heads = [f"after {updates:,} updates" for updates in MILESTONES]
+    return table(" | ".join(["task", "algorithm, T", "seeds", *heads]), rows)
 
 
 def table(header: str, rows: list) -> str:
@@ -380,7 +422,6 @@ def main(runs: tyro.conf.Positional[tuple[Path, ...]] = (), out: Path = Path("re
     ablations = ablations[ablations.groupby("task").variant.transform("any").astype(bool)]
     compared = data[~goals & ~(data.variant & data.run.isin(ablations.run))]
     shown = {
-        "glance": compared,
         "returns": compared,
         "ablations": ablations,
         "coverage": data[goals],
@@ -394,14 +435,20 @@ def main(runs: tyro.conf.Positional[tuple[Path, ...]] = (), out: Path = Path("re
         columns = header.split(" | ")
         tables[name] = table(header, [[words[column] for column in columns] for words in told])
     times = pd.read_csv(RESULTS / "speed.csv")
+    tables["glance"] = glance(summarise(compared), times)
+    tables["milestones"] = milestones(compared, times)
     gpu = times.machine.str.contains("NVIDIA")
     tables |= {"speed": speed(times[~gpu]), "gpu": speed(times[gpu])}
     usual = (times.script == "dacer") == (times["T"] == 20)
     cost = times[~gpu & (times.what == TRAINING) & usual]
     cost = cost.pivot(index="task", columns="script", values="ms")
-    hours = (cost * PAPERS_UPDATES / 3.6e6).round().astype(int)
-    lines = [[task, *row] for task, row in hours.T.items()]
-    tables["cost"] = table("task | DACER, T = 20 | DACERv2, T = 5", lines)
+    lines = []
+    for task, ms in cost.T.items():
+        hours = [ms[script] * updates / 3.6e6 for updates, script in COSTS]
+        lines.append([task, *(f"{value:.1f}" for value in hours[:2])])
+        lines[-1] += [f"{value:.0f}" for value in hours[2:]]
+    heads = [f"{NAMES[script]}, {updates:,} updates" for updates, script in COSTS]
+    tables["cost"] = table(" | ".join(["task", *heads]), lines)
     figures = {task: {task: rows} for task, rows in compared.groupby("task", sort=False)}
     for task, rows in ablations.groupby("task", sort=False):
         panels = {

@@ -1,0 +1,79 @@
+"""benchmarks/commands.sh: each command is one that its program takes, and is among the results."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import tyro
+
+import dacer
+import dacer_v2
+
+pytest.importorskip("stable_baselines3", reason="benchmarks/requirements.txt is not installed")
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import baselines
+import official
+import speed
+
+PROGRAMS = {
+    "dacer.py": dacer,
+    "dacer_v2.py": dacer_v2,
+    "benchmarks/baselines.py": baselines,
+    "benchmarks/official.py": official,
+    "benchmarks/speed.py": speed,
+}
+
+
+@pytest.fixture(scope="module")
+def commands():
+    """The words of each command, by a shell in which `python` prints them."""
+    _, blocks = (BENCHMARKS / "commands.sh").read_text().split("exit 2\n")
+    shell = "python() { printf '%s\\x1f' \"$@\"; echo; }\n" + blocks
+    printed = subprocess.run(["bash", "-ec", shell], capture_output=True, text=True, check=True)
+    return [line.split("\x1f")[:-1] for line in printed.stdout.splitlines()]
+
+
+def test_each_command_is_taken(commands, monkeypatch):
+    # It asks for a clone of the official repository.
+    monkeypatch.setattr(official.Args, "__post_init__", lambda self: None)
+    assert len(commands) > 150
+    for program, *words in commands:
+        if words:
+            tyro.cli(PROGRAMS[program].Args, args=words)
+        assert (BENCHMARKS.parent / program).exists()
+
+
+def test_every_run_of_ours_has_its_command(commands):
+    """By task, T, eta and c of DACER and DACERv2."""
+    made = set()
+    for program, *words in commands:
+        if program in ("dacer.py", "dacer_v2.py"):
+            module = PROGRAMS[program]
+            args = module.resolve(tyro.cli(module.Args, args=words))
+            eta = getattr(args, "q_grad_weight", None)
+            c = round(args.time_weight_c, 3) if eta else None
+            task = args.env_id.split(":")[-1] + args.env_kwargs.replace(" ", "")
+            made.add((task, args.seed, args.total_timesteps, args.diffusion_steps, eta or 0, c))
+    data = pd.concat([pd.read_csv(BENCHMARKS / f"results/{name}.csv") for name in FILES])
+    data = data[data.algorithm.isin(["DACER", "DACERv2"])].fillna({"kwargs": "", "eta": 0})
+    for run in data.drop_duplicates("run").to_dict("records"):
+        goals = run["kwargs"].removeprefix("num_goals=")
+        task = run["task"] + (f'{{"num_goals":{goals}}}' if goals else "{}")
+        c = round(run["c"], 3) if run["eta"] else None
+        key = (task, run["seed"], run["total_timesteps"], run["T"], run["eta"], c)
+        assert key in made, run["run"]
+
+
+FILES = ("evaluations", "multigoal")
+
+
+def test_running_the_file_runs_nothing():
+    ended = subprocess.run(
+        ["bash", BENCHMARKS / "commands.sh"], capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("commands.sh: ")
