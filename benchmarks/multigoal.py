@@ -151,13 +151,6 @@ def limit() -> str:
     return f"{told} first step is worth\n\n{report.table(header, rows)}"
 
 
-def save(figure: plt.Figure, name: str) -> None:
-    figure.savefig(
-        FIGURES / f"{name}.png", dpi=80, metadata={"Software": None}, pil_kwargs={"optimize": True}
-    )
-    plt.close(figure)
-
-
 def trade(runs: pd.DataFrame) -> None:
     """Coverage against return on 6 goals, a point for each seed; larger ones for longer runs."""
     figure, axis = plt.subplots(layout="constrained", figsize=(9, 4.6))
@@ -170,7 +163,7 @@ def trade(runs: pd.DataFrame) -> None:
     legend = axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     for handle in legend.legend_handles:
         handle.set_sizes([36])
-    save(figure, "coverage-return")
+    report.save(figure, FIGURES / "coverage-return.png")
 
 
 def long(data: pd.DataFrame) -> None:
@@ -185,7 +178,7 @@ def long(data: pd.DataFrame) -> None:
             sns.lineplot(group, errorbar=None, lw=2, label=named, **common)
             axis.set(xlabel="updates", ylim=(0, 1) if score == "coverage" else (-240, -100))
             axis.grid(alpha=0.25)
-    save(figure, "coverage-long")
+    report.save(figure, FIGURES / "coverage-long.png")
 
 
 def first_angle(path: np.ndarray, goals: np.ndarray) -> float:
@@ -234,7 +227,7 @@ def rollouts(runs: pd.DataFrame) -> None:
         axis.set(xlabel="", ylabel="", xticks=[], yticks=[])
         told = f"{score:.2f}, {env.hits(goals).tolist()}, {first_angle(path, env.goals):.0f}°"
         axis.set_title(f"{label}\nseed {seed}: {told}", fontsize=7)
-    save(figure, "algorithms")
+    report.save(figure, FIGURES / "algorithms.png")
 
 
 def write(page: Path, parts: dict[str, str]) -> None:

@@ -352,6 +352,11 @@ def speed(rows: pd.DataFrame) -> str:
     return f"Milliseconds. {said}.\n\n{table(' | '.join(wide), wide.to_numpy().tolist())}"
 
 
+def save(figure: plt.Figure, path: Path) -> None:
+    figure.savefig(path, dpi=80, metadata={"Software": None}, pil_kwargs={"optimize": True})
+    plt.close(figure)
+
+
 def draw(path: Path, panels: dict[str, pd.DataFrame]) -> None:
     """From three seeds on it shows their mean and its 95% interval, as far as all go. Of fewer, or
     of unfinished ones, it shows each seed."""
@@ -396,8 +401,7 @@ def draw(path: Path, panels: dict[str, pd.DataFrame]) -> None:
             above.set_xlabel("environment steps (millions)")
     columns = 1 if max(map(len, handles)) > 62 else 2 + len(panels) // 3
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, fontsize=8)
-    figure.savefig(path, dpi=80, metadata={"Software": None}, pil_kwargs={"optimize": True})
-    plt.close(figure)
+    save(figure, path)
 
 
 def main(runs: tyro.conf.Positional[tuple[Path, ...]] = (), out: Path = Path("report")) -> None:
