@@ -218,7 +218,7 @@ def mixture_entropy(actions: Tensor, K: int = 3, rng: torch.Generator | None = N
     """DACER's estimate of S entropies (S,), in nats, from samples (S, n, d) of each distribution.
 
     H = sum_k w_k (0.5 log((2 pi e)^d |Sigma_k|) - log w_k) of Gaussian mixtures, which EM fits to
-    all S sets of samples at once. The floor of the covariances (1e-6) and the stopping rule (1e-3,
+    all S sets of samples at once. The covariances' 1e-6 and the stopping rule (1e-3,
     100 steps) are those of scikit-learn, which the official code takes; the start is similar.
     """
     x = actions.mT.double().contiguous()  # (S, d, n); thin covariances need doubles.
@@ -452,7 +452,7 @@ class Agent(nn.Module):
 
 def compile_agent(agent: Agent) -> None:
     """Makes updates and actions faster, the same but for rounding. Can go, with its call."""
-    cpu = agent.args.device == "cpu"
+    cpu = agent.args.device.startswith("cpu")
     options = {"triton.cudagraphs": not cpu}
     options["shape_padding"] = False  # Else gradients have gaps, which fused Adam refuses.
     backward = torch.compile(type(agent).backward, fullgraph=True, dynamic=False, options=options)
@@ -460,7 +460,7 @@ def compile_agent(agent: Agent) -> None:
     agent.backward = MethodType(during_calls(backward), agent)
     options = options | {"size_asserts": False}  # no checks in each call
     options["cpp_wrapper"] = cpu  # C++ calls an action's kernels faster than Python.
-    options["post_grad_fusion_options"] = {"decompose_mm_pass": {}}  # one-row products as sums
+    options["post_grad_fusion_options"] = {"decompose_mm_pass": {}}  # products of one row as sums
     agent.policy.compile(dynamic=False, options=options)
 
 
@@ -469,9 +469,8 @@ def compile_agent(agent: Agent) -> None:
 TIMEOUT = 600.0  # seconds for a reset or step in other processes
 EVAL_STEPS = 10_000  # An evaluation cuts longer episodes.
 LIMIT = """set a limit: --env-kwargs '{"max_episode_steps": 1000}'"""
-# What may change on --resume; and what may, with other results.
-MAY_CHANGE = {"async_envs", "eval_episodes", "total_timesteps"}
-CHANGE_RESULTS = {"seed", "device", "compile", "checkpoint_interval", "buffer_size"}
+MAY_CHANGE = {"async_envs", "eval_episodes", "total_timesteps"}  # on --resume
+CHANGE_RESULTS = {"seed", "device", "compile", "checkpoint_interval", "buffer_size"}  # may, too
 
 
 def say(text: str) -> None:
@@ -492,7 +491,7 @@ class ReplayBuffer:
         with suppress(OSError, ValueError):  # no container, or no limit
             limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
         row = 4 * (2 * obs_dim + act_dim + 2)  # bytes of a transition
-        if device == "cpu" and capacity * row > min(limits):
+        if device.startswith("cpu") and capacity * row > min(limits):
             raise ValueError(f"no memory: try --buffer-size {min(limits) // row // 2}")
         shapes = Batch((obs_dim,), (act_dim,), (), (obs_dim,), ())
         like = {"dtype": torch.float32, "device": device}
@@ -550,7 +549,8 @@ class Plain(gym.wrappers.FlattenObservation):
 class InParallel(gym.vector.AsyncVectorEnv):
     """Environments in processes of their own. One that hangs or dies ends the run."""
 
-    def _check_spaces(self) -> None:  # Gymnasium's waits for all processes without a limit.
+    def _check_spaces(self) -> None:
+        """Waits till all tasks are made, by any call. Gymnasium's has no limit."""
         self.call_async("metadata")
         self.call_wait(TIMEOUT)
 
@@ -629,7 +629,7 @@ def evaluate(act: Callable, envs: gym.vector.VectorEnv, episodes: int, seed: int
         rounds.append(returns)
     returns = np.concatenate(rounds)[:episodes]
     scores = {"episodic_return": float(returns.mean()), "episodic_return_std": float(returns.std())}
-    if hasattr(envs.envs[0].unwrapped, "policy_report"):
+    if hasattr(envs.envs[0].unwrapped, "policy_report"):  # the task's own scores
         scores |= envs.envs[0].unwrapped.policy_report(act)
     return returns, scores
 
@@ -665,7 +665,7 @@ def load_agent(path: str | Path, device: str = "cpu", compile: bool = False) -> 
     """The trained agent of a run's folder, or of a file in it."""
     saved = load_checkpoint(path)
     agent = Agent(*saved["dims"], Args(**saved["args"] | {"device": device, "compile": compile}))
-    agent.load_state_dict(agent.state_dict() | saved["agent"])  # Published files lack the targets.
+    agent.load_state_dict(agent.state_dict() | saved["agent"])  # Published ones lack targets.
     return agent
 
 
@@ -700,7 +700,7 @@ def resolve(args: Args) -> Args:
 
 @torch.enable_grad()
 def make_agent(args: Args, obs_dim: int, act_dim: int) -> Agent:
-    """A new agent. Its update is compiled now, or not at all where that fails."""
+    """A new agent. Where compiling its update fails, it goes without."""
     torch.compiler.reset()  # PyTorch limits compilations in a process.
     torch.manual_seed(args.seed)  # of the initial weights
     agent = Agent(obs_dim, act_dim, args)
@@ -873,7 +873,7 @@ def run(args: Args) -> None:
     saved = load_checkpoint(folder / "checkpoint.pt" if args.resume else path)["args"]
     args = tyro.cli(Args, default=Args(**saved))  # again, with the run's as defaults
     if args.resume is not None:
-        check_changes(args, saved, MAY_CHANGE | {"resume"})  # before compiling
+        check_changes(resolve(args), saved, MAY_CHANGE | {"resume"})  # before compiling
         return main(args, folder)
     check_changes(args, saved, MAY_CHANGE | {"evaluate", "env_kwargs"})
     args = resolve(args)
