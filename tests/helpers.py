@@ -21,9 +21,10 @@ from tensorboard.summary.writer import event_file_writer
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
+MODULES = [str(ROOT), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
 ENVIRONMENT = {
     **os.environ,
-    "PYTHONPATH": os.pathsep.join([str(ROOT), str(TESTS)]),
+    "PYTHONPATH": os.pathsep.join(MODULES),
     "PYTHONWARNINGS": "ignore",
 }
 

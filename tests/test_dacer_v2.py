@@ -124,14 +124,14 @@ def test_minimising_it_alone_climbs_q():
             return agent.critic(batch.obs, agent.policy(batch.obs, noise))[0].amin(0).mean().item()
 
     before = mean_q()
-    optimizer = torch.optim.Adam(agent.policy.parameters(), 1e-3)
-    for _ in range(300):
+    optimizer = torch.optim.Adam(agent.policy.parameters(), 3e-3)
+    for _ in range(100):
         optimizer.zero_grad()
         draws = agent.policy.draw_noise(B), torch.randint(1, T + 1, (B,))
         q_grad_loss(agent, batch, draws).backward()
         optimizer.step()
     assert before < -0.5  # the best is 0
-    assert mean_q() > before + 0.15  # with the sign flipped it falls by about 0.25
+    assert mean_q() > before + 0.1  # with the sign flipped it falls by about 0.25
 
 
 def test_policy_loss_adds_it_up():

@@ -70,6 +70,8 @@ def program_of(line: str) -> str:
 @cache
 def help_of(script: str) -> str:
     ended = shell(ROOT / script, "--help")
+    if "No module named 'seaborn'" in ended.err:
+        pytest.skip("seaborn is not installed")
     assert ended.code == 0, ended.err
     return ended.out
 

@@ -1,4 +1,7 @@
-"""Reproduces numbers recorded from the official JAX implementation, with its random draws."""
+"""Reproduces numbers recorded from the official JAX implementation, with its random draws.
+
+That a compiled agent computes the same is in test_speed.py.
+"""
 
 import numpy as np
 import pytest
@@ -11,10 +14,7 @@ import dacer_v2
 
 TOLERANCE = 1e-5
 
-# That a compiled agent computes the same is in test_speed.py.
 CASES = [(path, script) for path in recordings() for script in (dacer, dacer_v2)]
-
-
 cases = pytest.mark.parametrize(
     "case",
     [pytest.param(case, id=f"{case[0].stem}-{case[1].__name__}") for case in CASES],

@@ -50,7 +50,7 @@ def test_failed_and_killed_jobs():
 
 def test_a_real_script_on_a_task_of_the_callers_folder():
     Path("toy_envs.py").symlink_to(TESTS / "toy_envs.py")
-    words = ["--commands", "dacer.py", "--env-ids", "toy_envs:Reach-v0"]
+    words = ["--commands", "dacer.py", "--env-ids", "toy_envs:Reach-v0", "--threads", "1"]
     assert "1 done, 0 failed" in end(start(*words, "--", *tiny(eval_episodes=0)))
     assert len(list(Path().glob("runs/sweep/Reach-v0__dacer.py__1__*/runs/*/last.pt"))) == 1
 

@@ -20,11 +20,10 @@ def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-@pytest.mark.parametrize("async_envs", [False, True])
-def test_transitions(algo, tiny_args, async_envs):
+def test_transitions(algo, tiny_args):
     """Every stored transition is one that happened, with its true successor, also where an episode
     ended."""
-    run_dir = train(algo, tiny_args(env_id="toy_envs:Counter-v0", async_envs=async_envs))
+    run_dir = train(algo, tiny_args(env_id="toy_envs:Counter-v0"))
     checkpoint = algo.load_checkpoint(run_dir / "checkpoint.pt")
     assert checkpoint["count"] == len(checkpoint["rows"][0]) == 120
     obs, action, reward, next_obs, terminated = (field.numpy() for field in checkpoint["rows"])

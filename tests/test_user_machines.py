@@ -64,13 +64,12 @@ def test_a_full_disk(run, algo):
     run("Track")
     run_dir = the_run()
     before = (run_dir / "checkpoint.pt").read_bytes()
-    limit = (len(before) // 2,) * 2
-
-    def before_the_start():
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-
-    words = ["--resume", run_dir, "--total-timesteps", 400]
-    ended = shell(algo.__file__, *words, preexec_fn=before_the_start)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        ended = command(algo, "--resume", run_dir, "--total-timesteps", 400)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     failed(ended, run_dir, "File too large")
     assert (run_dir / "checkpoint.pt").read_bytes() == before
 
@@ -93,8 +92,9 @@ def test_a_gpu_that_is_not_here(algo, run):
 def test_a_compiler_that_fails(algo, work, run, monkeypatch):
     """It is found out before the first step, and training goes on without."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(work / "cache"))
+    small = {"diffusion_steps": 1, "hidden_sizes": (16,), "q_grad_weight": 0.0}
     with inductor.patch({"cpp.cxx": ("/bin/false",), "fx_graph_cache": False}):
-        ended = run("Track", compile=True, diffusion_steps=1, q_grad_weight=0.0)
+        ended = run("Track", compile=True, **small)
     assert ended.code == 0, ended.err
     assert ended.err == ""
     failure = "compiling fails, training goes on as with --no-compile: "
@@ -221,7 +221,7 @@ def test_another_way_to_start_processes(algo, work):
         "    dacer_v2.run_command_line()\n"
     )
     Path("start.py").write_text(code)
-    ended = shell("start.py", *tiny(**TRACK, async_envs=True, eval_episodes=0))
+    ended = shell("start.py", *tiny(**TRACK, async_envs=True, num_envs=1, eval_episodes=0))
     assert ended.code == 0, ended.err
 
 

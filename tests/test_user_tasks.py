@@ -288,7 +288,7 @@ def test_a_rare_failure_is_passed_with_another_seed(algo, run):
     what = ended.err.splitlines()[-2]
     again = command(algo, "--resume", run_dir)
     failed(again, run_dir, what)
-    others = [command(algo, "--resume", run_dir, "--seed", seed) for seed in range(2, 10)]
+    others = [command(algo, "--resume", run_dir, "--seed", seed) for seed in (2, 3, 4)]
     assert all("those of the unchanged run" in other.out for other in others)
     assert any(what not in other.err for other in others)
 

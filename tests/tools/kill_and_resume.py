@@ -67,7 +67,7 @@ def interrupt(process: subprocess.Popen, run_dir: Path, how: str, seconds: float
     while process.poll() is None and time.time() < end:
         time.sleep(0.02)
     while how == "saving" and process.poll() is None and not any(run_dir.glob("*.tmp")):
-        time.sleep(0.0002)
+        time.sleep(0.001)
     if process.poll() is None:
         process.send_signal(SIGNALS[how])
 
