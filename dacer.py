@@ -416,7 +416,7 @@ def compile_agent(agent: Agent) -> None:
     agent.backward = MethodType(during_calls(backward), agent)
     options = options | {"size_asserts": False}  # no checks in each call
     options["cpp_wrapper"] = cpu  # C++ calls an action's kernels faster than Python.
-    options["post_grad_fusion_options"] = {"decompose_mm_pass": {}}  # products of one row as sums
+    options["post_grad_fusion_options"] = {"decompose_mm_pass": {}}  # sums for single actions
     agent.policy.compile(dynamic=False, options=options)
 
 
@@ -621,7 +621,7 @@ def load_agent(path: str | Path, device: str = "cpu", compile: bool = False) -> 
     """The trained agent of a run's folder, or of a file in it."""
     saved = load_checkpoint(path)
     agent = Agent(*saved["dims"], Args(**saved["args"] | {"device": device, "compile": compile}))
-    agent.load_state_dict(agent.state_dict() | saved["agent"])  # Published ones lack targets.
+    agent.load_state_dict(agent.state_dict() | saved["agent"])  # The repository's lack targets.
     return agent
 
 
@@ -663,7 +663,7 @@ def make_agent(args: Args, obs_dim: int, act_dim: int) -> Agent:
         return agent
     try:
         say("compiling for a minute or two")
-        batch = ReplayBuffer(args.batch_size, obs_dim, act_dim, args.device).data
+        batch = ReplayBuffer(args.batch_size, obs_dim, act_dim, args.device).data  # any content
         for update_policy in (True, False):
             agent.backward(batch, agent.draw(args.batch_size), update_policy)
             agent.optimizer.zero_grad()
@@ -818,7 +818,7 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: gym.vector.Vec
 
 
 def run(args: Args) -> None:
-    """Trains, goes on with a run, or evaluates one."""
+    """Trains, goes on with a run, or evaluates one, as the command line says."""
     path = args.resume or args.evaluate
     if path is None:
         task, now = args.env_id.split(":")[-1], f"{datetime.now():%Y%m%d-%H%M%S-%f}"
