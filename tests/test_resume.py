@@ -126,6 +126,14 @@ def test_arguments_that_would_change_the_run(algo, tiny_args):
     assert {path.name: path.read_bytes() for path in run_dir.iterdir()} == before
 
 
+def test_the_first_command_may_be_repeated(algo, work):
+    """Also where the warm-up was rounded up to whole steps of all environments."""
+    typed = tiny(**REACH, learning_starts=41)
+    assert command(algo, *typed).code == 0
+    ended = command(algo, *typed, "--resume", the_run())
+    assert ended.code == 0, ended.err
+
+
 def test_learning_rates_with_which_it_diverges(algo, work):
     rates = {"learning_rate": 1e14, "alpha_lr": 1e14, "eval_episodes": 0}
     ended = command(algo, *tiny(**REACH, **rates))

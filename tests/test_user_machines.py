@@ -35,13 +35,15 @@ TRACK = {"env_id": "user_envs:Track-v0"}
 # ---- Memory, disk and devices
 
 
-def test_a_replay_buffer_that_does_not_fit(run):
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])
+def test_a_replay_buffer_that_does_not_fit(run, device):
     """It is refused before a folder is made; with the size that is advised the run begins."""
-    ended = run("Pictures", buffer_size=50_000_000)
+    ended = run("Pictures", buffer_size=50_000_000, device=device)
     refused(ended, "no memory: try --buffer-size ")
     assert not Path("runs").exists()
     advised = int(re.search(r"--buffer-size (\d+)", ended.err)[1])
-    ended = run("Pictures", buffer_size=advised, total_timesteps=42, eval_episodes=0)
+    short = {"total_timesteps": 42, "eval_episodes": 0}
+    ended = run("Pictures", buffer_size=advised, device=device, **short)
     assert ended.code == 0, ended.err
 
 
