@@ -91,7 +91,7 @@ def test_a_gpu_that_is_not_here(algo, run):
     assert command(algo, "--evaluate", the_run(), "--device", "cpu").code == 0
 
 
-def test_a_compiler_that_fails(algo, work, run, monkeypatch):
+def test_a_compiler_that_fails(run, work, monkeypatch):
     """It is found out before the first step, and training goes on without."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(work / "cache"))
     small = {"diffusion_steps": 1, "hidden_sizes": (16,), "q_grad_weight": 0.0}
@@ -215,7 +215,7 @@ def test_characters_that_the_locale_cannot_write(algo, work):
     failed(ended, the_run(), error)
 
 
-def test_another_way_to_start_processes(algo, work):
+def test_another_way_to_start_processes(work):
     code = (
         "if __name__ == '__main__':\n"
         "    import multiprocessing, dacer_v2\n"
@@ -227,7 +227,7 @@ def test_another_way_to_start_processes(algo, work):
     assert ended.code == 0, ended.err
 
 
-def test_a_system_without_what_linux_has(algo, work):
+def test_a_system_without_what_linux_has(work):
     """No os.sysconf, no fcntl and no os.fork, as on Windows."""
     code = (
         "import os, signal, sys\n"
