@@ -52,3 +52,8 @@ def run(algo, work):
         return command(algo, *tiny(**task | changes))
 
     return run
+
+
+def pytest_collection_modifyitems(items):
+    """The longest first, so that no process waits for it at the end."""
+    items.sort(key=lambda item: "two_threads" not in item.name)

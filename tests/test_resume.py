@@ -119,7 +119,7 @@ def test_arguments_that_would_change_the_run(algo, tiny_args):
     before = {path.name: path.read_bytes() for path in run_dir.iterdir()}
     with pytest.raises(ValueError, match="other arguments: learning_rate"):
         train(algo, tiny_args(**REACH, learning_rate=0.1))
-    changes = {"num_envs": 3, "learning_rate": 0.1, "env_id": "toy_envs:Counter-v0", "gamma": 0.5}
+    changes = {"num_envs": 4, "learning_rate": 0.1, "env_id": "toy_envs:Counter-v0", "gamma": 0.5}
     for name, value in changes.items():
         ended = command(algo, "--resume", run_dir, *words(**{name: value}))
         refused(ended, f"ValueError: the run was made with other arguments: {name}\n")
