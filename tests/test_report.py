@@ -120,7 +120,8 @@ def test_every_number_recomputes(copy):
         assert float(row["worst seed"]) == pytest.approx(group.coverage.min(), abs=0.0051)
         assert float(row["return"]) == pytest.approx(group["return"].mean(), abs=0.51)
     data = pd.read_csv(ROOT / "benchmarks/results/speed.csv")
-    parts = (copy / "docs/speed.md").read_text().split("report: gpu")
+    speed_page = (copy / "docs/speed.md").read_text()
+    parts = [speed_page.split(f"report: {name} ")[1] for name in ("speed", "gpu")]
     in_any_order = data.sample(frac=1, random_state=0)
     parts.append(report.speed(in_any_order.query("task != 'Ant'")))
     for part, where in zip(parts, (False, True, False), strict=True):
