@@ -127,7 +127,7 @@ def test_bad_input(assert_refused, env_id, arguments, says):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_no_cuda(assert_refused):
-    assert_refused("CUDA", "--device", "cuda")
+    assert_refused("--device cuda fails, try cpu", "--device", "cuda")
 
 
 def edit(path, **changes):

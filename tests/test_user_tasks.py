@@ -15,6 +15,8 @@ from helpers import command, failed, refused, stored, the_run, tiny, train
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
+# Elsewhere, and since Python 3.14, a new process takes seconds.
+FORKS = multiprocessing.get_context().get_start_method() == "fork"
 sync_and_async = pytest.mark.parametrize("async_envs", [False, True])
 
 
@@ -258,7 +260,7 @@ def test_a_worker_that_dies(run):
 
 def test_a_worker_that_hangs(algo, run, monkeypatch):
     """And does not mind SIGTERM. The run ends all the same, and so do all its processes."""
-    monkeypatch.setattr(algo, "TIMEOUT", 2.0)
+    monkeypatch.setattr(algo, "TIMEOUT", 2.0 if FORKS else 20.0)
     failed(run("Fails", {"how": "hangs"}, async_envs=True), the_run(), "TimeoutError")
     assert_no_process_is_left()
 
