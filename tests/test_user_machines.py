@@ -230,7 +230,7 @@ def test_another_way_to_start_processes(work):
 def test_a_system_without_what_linux_has(work):
     """No os.sysconf, no fcntl and no os.fork, as on Windows."""
     code = (
-        "import asyncio, os, signal, sys\n"  # asyncio itself asks Linux since Python 3.14.
+        "import asyncio, os, signal, sys\n"  # asyncio itself asks Linux since Python 3.13.
         "del os.sysconf, os.fork\n"
         "sys.modules['fcntl'] = sys.modules['resource'] = None\n"
         "import dacer_v2\n"
