@@ -24,7 +24,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-# The returns are the paper's, after 30 million steps of the v3 tasks.
+# The papers' and CleanRL's returns are those at the end of training. A row with `updates` is a
+# point of a curve.
 PUBLISHED = pd.read_csv(RESULTS / "published.csv")
 PAPERS_UPDATES = 1_500_000
 TRAINING = "step of 20 environments and update"
@@ -327,7 +328,7 @@ def iqm(runs: pd.DataFrame) -> str:
     def mean(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
         return stats.trim_mean(np.concatenate(samples, axis), 0.25, axis)
 
-    paper = PUBLISHED[PUBLISHED.what.str.startswith("DACER")].set_index("task")["return"]
+    paper = PUBLISHED[PUBLISHED.what.str.startswith("DACER, paper")].set_index("task")["return"]
     seeds = runs.groupby(["task", "name"]).seed.transform("size")
     runs = runs[runs.task.isin(paper.index) & (seeds > 1)]
     runs = runs[runs.groupby("name").task.transform("nunique") > 1]
@@ -358,8 +359,12 @@ def save(figure: plt.Figure, path: Path) -> None:
 
 
 def draw(path: Path, panels: dict[str, pd.DataFrame]) -> None:
-    """From three seeds on it shows their mean and its 95% interval, as far as all go. Of fewer, or
-    of unfinished ones, it shows each seed."""
+    """Each seed is a thin line, and the mean of several a thick one, as far as all go.
+
+    From three seeds on a band is the mean's 95% interval; if all are complete, it stands instead of
+    the seeds. What others published is a dotted line, or points where it is known after how many
+    updates.
+    """
     handles = {}
     figure = plt.figure(layout="constrained", figsize=(max(7.5, 3.6 * len(panels)), 4.5))
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)
@@ -372,16 +377,23 @@ def draw(path: Path, panels: dict[str, pd.DataFrame]) -> None:
             style = {"x": "update", "y": score, "color": COLOURS[key], "ax": axis}
             style["ls"] = "-" if key in MAIN else "--"
             if (len(runs) < 3 or len(stopped)) and group[score].notna().any():
-                width = 1.5 if len(runs) < 3 else 0.6
+                width = 1.5 if len(runs) == 1 else 0.6
                 sns.lineplot(group, units="run", estimator=None, lw=width, **style)
-            if len(runs) > 2:
+            if len(runs) > 1:
                 shared = group[group.groupby("update").run.transform("size") == len(runs)]
-                sns.lineplot(shared, seed=0, lw=2, err_kws={"alpha": 0.12, "lw": 0}, **style)
+                band = {"seed": 0, "err_kws": {"alpha": 0.12, "lw": 0}}
+                band = band if len(runs) > 2 else {"errorbar": None}
+                sns.lineplot(shared, lw=2.5, **band, **style)
             axis.plot(stopped["update"], stopped[score], "x", color=COLOURS[key])
             seeds = f"{len(runs)} seed" + "s" * (len(runs) > 1)
             label = f"{name} ({', '.join([seeds, *stopped.state])})"
             handles[label] = plt.Line2D([], [], color=COLOURS[key], ls=style["ls"], lw=2)
-        for line in PUBLISHED[PUBLISHED.task == title].to_dict("records"):
+        published = PUBLISHED[PUBLISHED.task == title]
+        known = published[published.updates <= data["update"].max()]
+        for marker, (what, points) in zip("osDv", known.groupby("what", sort=False)):
+            style = {"color": "0.4", "marker": marker, "ls": ":", "ms": 5}
+            [handles[what]] = axis.plot(points.updates, points["return"], **style)
+        for line in published[published.updates.isna()].to_dict("records"):
             label = f"{line['what']}: {line['return']:,}"
             # A line far above would press the curves together.
             if line["return"] <= 1.3 * data["return"].max():
