@@ -321,27 +321,6 @@ def differences(runs: pd.DataFrame) -> str:
     return table(f"task | algorithm | minus | {BEST} | p | {HALF} | p", rows)
 
 
-def iqm(runs: pd.DataFrame) -> str:
-    """Interquartile means of groups with two seeds or more on two tasks or more, over the tasks
-    that all share."""
-
-    def mean(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
-        return stats.trim_mean(np.concatenate(samples, axis), 0.25, axis)
-
-    paper = PUBLISHED[PUBLISHED.what.str.startswith("DACER, paper")].set_index("task")["return"]
-    seeds = runs.groupby(["task", "name"]).seed.transform("size")
-    runs = runs[runs.task.isin(paper.index) & (seeds > 1)]
-    runs = runs[runs.groupby("name").task.transform("nunique") > 1]
-    runs = runs[runs.groupby("task").name.transform("nunique") == runs.name.nunique()]
-    runs = runs.assign(share=runs.best / runs.task.map(paper))
-    rows = []
-    for name, group in runs.groupby("name", sort=False):
-        each = [share for _, share in group.groupby("task", sort=False).share]
-        tasks = ", ".join(group.task.unique())
-        rows.append([name, tasks, len(group), f"{mean(*each):.3f}", interval(each, mean, ".3f")])
-    return table("algorithm | tasks | runs | interquartile mean | 95% interval", rows)
-
-
 def speed(rows: pd.DataFrame) -> str:
     """A column for each thing that was timed. What all rows share stands above the table."""
     shared = [column for column in rows if rows[column].nunique() == 1]
@@ -443,7 +422,7 @@ def main(runs: tyro.conf.Positional[tuple[Path, ...]] = (), out: Path = Path("re
         "coverage": data[goals],
         "eta": equally_long(data[weighted]),
     }
-    tables = {"differences": differences(summarise(compared)), "iqm": iqm(summarise(compared))}
+    tables = {"differences": differences(summarise(compared))}
     for name, rows in shown.items():
         groups = summarise(rows).groupby(["task", "name"], sort=False)
         told = [cells(group) for _, group in groups]

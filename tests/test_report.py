@@ -243,12 +243,6 @@ def test_statistics(tmp_path, tables):
     assert report.interval([pd.Series([1.0, 2.0, 3.0])], np.mean, ".2f") == "1.00 to 3.00"
     for values, digits in (([0.5], 2), ([12.3, np.nan], 1), ([-4000.0], 0)):
         assert report.digits(pd.Series(values)) == digits
-    runs = pd.DataFrame(
-        {"task": ["Hopper-v4"] * 2 + ["Swimmer-v4"] * 2, "name": "A", "seed": [1, 2] * 2}
-    )
-    # The shares are 0.1, 0.2, 0.3 and 0.4.
-    (row,) = rows_of(report.iqm(runs.assign(best=[410.4, 820.8, 45.6, 60.8])))
-    assert row["interquartile mean"] == "0.250"
 
 
 def test_runs_that_did_not_end_well_are_marked(tmp_path, tables):
