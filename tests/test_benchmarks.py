@@ -1,4 +1,4 @@
-"""benchmarks/speed.py on a tiny task, baselines.py end to end, official.py on bad input.
+"""benchmarks/speed.py on a tiny task, baselines.py end to end, official.py on bad input, eta.py.
 
 More of official.py needs JAX.
 """
@@ -6,8 +6,10 @@ More of official.py needs JAX.
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import baselines
+import eta
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,6 +18,7 @@ import torch
 from helpers import ROOT, evaluate, program, shell
 
 import dacer
+import dacer_v2
 
 
 @pytest.fixture
@@ -136,3 +139,22 @@ def test_baselines_without_their_packages(work, monkeypatch):
     assert ended.err.startswith("baselines.py: error: import of sb3_contrib halted")
     assert ended.err.endswith("; pip install -r benchmarks/requirements.txt\n")
     assert not list(work.iterdir())
+
+
+def test_eta(monkeypatch, capsys):
+    """The two gradients that it compares make up that of the policy's loss."""
+    run = ROOT / "runs/goals4-v2-T5-eta2-w1-2"
+    agent = dacer_v2.load_agent(run)
+    obs = torch.randn(32, 2, generator=agent.rng.manual_seed(0))
+    of_q, of_g = eta.gradients(agent, obs)
+    agent.rng.manual_seed(0)
+    torch.randn(32, 2, generator=agent.rng)
+    t = torch.randint(1, 6, (32,), generator=agent.rng)
+    noise = agent.policy.draw_noise(32, rng=agent.rng)
+    loss, _ = agent.policy_loss(SimpleNamespace(obs=obs), noise, t)
+    by_weight = torch.autograd.grad(loss, list(agent.policy.parameters()))
+    whole = torch.cat([gradient.flatten() for gradient in by_weight])
+    torch.testing.assert_close(of_q + 2 * of_g, whole)
+    monkeypatch.setattr(eta, "NUM_STATES", 64)
+    eta.main((run,))
+    assert "| goals4-v2-T5-eta2-w1-2 | 2 |" in capsys.readouterr().out
