@@ -52,16 +52,20 @@ def gradients(agent: dacer_v2.Agent, obs: torch.Tensor) -> tuple[torch.Tensor, t
 
 def main(runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:
     """Prints a row for each run of dacer_v2.py."""
+    try:
+        agents = {run.name: dacer_v2.load_agent(run) for run in runs}
+    except ValueError as error:
+        print(f"eta.py: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
     print("| run | eta | gradient of L_q | gradient of eta L_g | ratio | cosine |")
     print("| --- | --- | --- | --- | --- | --- |")
-    for run in runs:
-        agent = dacer_v2.load_agent(run)
+    for name, agent in agents.items():
         eta = agent.args.q_grad_weight
         of_q, of_g = gradients(agent, visited_states(agent))
         lengths = of_q.norm(), eta * of_g.norm()
         cosine = torch.cosine_similarity(of_q, of_g, dim=0)
         shown = *lengths, lengths[1] / lengths[0], cosine
-        print(f"| {run.name} | {eta:g} | {' | '.join(f'{value:.2g}' for value in shown)} |")
+        print(f"| {name} | {eta:g} | {' | '.join(f'{value:.2g}' for value in shown)} |")
 
 
 if __name__ == "__main__":

@@ -158,3 +158,9 @@ def test_eta(monkeypatch, capsys):
     monkeypatch.setattr(eta, "NUM_STATES", 64)
     eta.main((run,))
     assert "| goals4-v2-T5-eta2-w1-2 | 2 |" in capsys.readouterr().out
+
+
+def test_eta_of_another_algorithm(work):
+    ended = shell(ROOT / "benchmarks/eta.py", ROOT / "runs/goals4-dacer-T20-3")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert ended.err.startswith("eta.py: error: no dacer_v2 checkpoint ")
