@@ -19,6 +19,7 @@ for seed in 1 2; do
     python dacer_v2.py --env-id Ant-v4 --seed $seed
     python dacer.py --env-id Ant-v4 --seed $seed --diffusion-steps 5
 done
+python dacer_v2.py --env-id Ant-v4 --q-grad-weight 1
 
 # HalfCheetah-v4 with one environment, and stopped before
 python dacer_v2.py --env-id HalfCheetah-v4 $ONE_ENVIRONMENT

@@ -1,6 +1,6 @@
-"""How strongly each of the two losses of DACERv2's policy pulls on its weights.
+"""How DACERv2's guidance shows in a policy: how long eps_theta is in each denoising step.
 
-    python benchmarks/eta.py runs/ant-v2-T5-eta0.01-1 runs/<run> ...
+    python benchmarks/eta.py runs/ant-v2-T5-eta0.01-1 runs/<run>/checkpoint.pt ...
 
 The states are those that the policy visits. See docs/choosing-eta.md.
 """
@@ -16,56 +16,53 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import dacer_v2
 
-NUM_STATES = 4096
+NUM_STATES = 64
+SAMPLES = 100  # actions in each state
 
 
 def visited_states(agent: dacer_v2.Agent) -> torch.Tensor:
-    """(NUM_STATES, obs_dim), of 16 environments without exploration noise."""
-    envs = dacer_v2.make_envs(agent.args, 16)
+    """(NUM_STATES, obs_dim): every eighth of those of 4 environments."""
+    envs = dacer_v2.make_envs(agent.args, 4)
     act = dacer_v2.make_actor(agent.policy, envs.single_action_space)
     obs, _ = envs.reset(seed=0)
     visited = []
-    for _ in range(NUM_STATES // 16):
+    for _ in range(2 * NUM_STATES):
         visited.append(obs)
         obs, *_ = envs.step(act(obs))
     envs.close()
-    return torch.as_tensor(np.concatenate(visited), dtype=torch.float32)
+    return torch.as_tensor(np.concatenate(visited)[::8], dtype=torch.float32)
 
 
-def gradients(agent: dacer_v2.Agent, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Those of L_q and of L_g by all weights of the policy, each as one vector."""
-    policy = agent.policy
-    t = torch.randint(1, policy.T + 1, (len(obs),), generator=agent.rng)
-    parts = policy.fixed_parts(obs)
-    noise = policy.draw_noise(len(obs), rng=agent.rng)
-    chain = policy.denoise(*parts, noise)
-    action = (chain[0] + agent.noise_std() * noise[0]).clamp(-1, 1)
-    q_loss = -agent.min_q(obs, action).mean()
-    q_grad_loss, _ = agent.q_grad_loss(obs, *parts, chain, t)
-    weights = list(policy.parameters())
-    found = []
-    for loss in (q_loss, q_grad_loss):
-        by_weight = torch.autograd.grad(loss, weights, retain_graph=True)
-        found.append(torch.cat([gradient.flatten() for gradient in by_weight]))
-    return tuple(found)
+@torch.no_grad()
+def measure(policy: dacer_v2.DiffusionPolicy, obs: torch.Tensor) -> tuple[list[float], float]:
+    """Mean lengths of eps_theta for t = 1..T, and the mean standard deviation of an action."""
+    state_part, time_parts = policy.fixed_parts(obs.repeat_interleave(SAMPLES, 0))
+    chain = policy.denoise(state_part, time_parts, policy.draw_noise(len(state_part)))
+    lengths = []
+    for t in range(1, policy.T + 1):
+        eps = policy.eps_theta(state_part, chain[t], time_parts[t - 1])
+        lengths.append(eps.norm(dim=-1).mean().item())
+    actions = chain[0].clamp(-1, 1).view(len(obs), SAMPLES, -1)
+    return lengths, actions.std(1).mean().item()
 
 
 def main(runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:
-    """Prints a row for each run of dacer_v2.py."""
+    """Prints two rows for each run of dacer_v2.py: what is, and the length w(t) that L_g wants."""
     try:
-        agents = {run.name: dacer_v2.load_agent(run) for run in runs}
+        agents = {str(run): dacer_v2.load_agent(run) for run in runs}
     except ValueError as error:
         print(f"eta.py: error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
-    print("| run | eta | gradient of L_q | gradient of eta L_g | ratio | cosine |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    torch.manual_seed(0)
     for name, agent in agents.items():
-        eta = agent.args.q_grad_weight
-        of_q, of_g = gradients(agent, visited_states(agent))
-        lengths = of_q.norm(), eta * of_g.norm()
-        cosine = torch.cosine_similarity(of_q, of_g, dim=0)
-        shown = *lengths, lengths[1] / lengths[0], cosine
-        print(f"| {name} | {eta:g} | {' | '.join(f'{value:.2g}' for value in shown)} |")
+        lengths, std = measure(agent.policy, visited_states(agent))
+        args = agent.args
+        steps = range(1, agent.policy.T + 1)
+        wanted = [np.exp(args.time_weight_c * t + args.time_weight_d) for t in steps]
+        print(f"{name}: eta = {args.q_grad_weight:g}, std of an action {std:.2f}")
+        for what, row in ("length of eps_theta", lengths), ("w(t)", wanted):
+            shown = "  ".join(f"{length:5.2f}" for length in row)
+            print(f"  {what:19}  t = 1..{len(row)}  {shown}")
 
 
 if __name__ == "__main__":

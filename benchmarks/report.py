@@ -413,7 +413,9 @@ def main(runs: tyro.conf.Positional[tuple[Path, ...]] = (), out: Path = Path("re
     weighted = v2 & five & ~data.constant
     data["variant"] = v2 & ~(five & plain)
     goals = data.groupby("task").coverage.transform("count") > 0
-    ablations = equally_long(data[v2 & ~goals])
+    # On a task with long runs, a variant stands in the same tables and the same figure as they.
+    long = data.groupby("task")["update"].transform("max") >= MILESTONES[2]
+    ablations = equally_long(data[v2 & ~goals & ~long])
     ablations = ablations[ablations.groupby("task").variant.transform("any").astype(bool)]
     compared = data[~goals & ~(data.variant & data.run.isin(ablations.run))]
     shown = {
