@@ -41,7 +41,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import closing, nullcontext, suppress
+from contextlib import ExitStack, closing, nullcontext, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
@@ -55,6 +55,7 @@ import torch
 import torch.nn.functional as F
 import tyro
 from filelock import FileLock
+from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -425,8 +426,9 @@ def compile_agent(agent: Agent) -> None:
 TIMEOUT = 600.0  # seconds for a reset or step in other processes
 EVAL_STEPS = 10_000  # An evaluation cuts longer episodes.
 LIMIT = """set a limit: --env-kwargs '{"max_episode_steps": 1000}'"""
-MAY_CHANGE = {"async_envs", "eval_episodes", "total_timesteps"}  # on --resume
+MAY_CHANGE = {"async_envs", "eval_episodes", "total_timesteps", "resume"}  # on --resume
 CHANGE_RESULTS = {"seed", "device", "compile", "checkpoint_interval", "buffer_size"}  # may, too
+FOR_EVALUATION = {"evaluate", "env_kwargs", "eval_episodes", "seed", "device", "compile"}
 
 
 def say(text: str) -> None:
@@ -444,8 +446,9 @@ class ReplayBuffer:
         limits = [math.inf]  # of the memory of machine and container
         with suppress(AttributeError):  # Windows has no sysconf.
             limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-        with suppress(OSError, ValueError):  # no container, or no limit
-            limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+        for name in ("memory.max", "memory/memory.limit_in_bytes"):  # control groups 2 and 1
+            with suppress(OSError, ValueError):  # no container, or no limit
+                limits.append(int(Path("/sys/fs/cgroup", name).read_text()))
         row = 4 * (2 * obs_dim + act_dim + 2)  # bytes of a transition
         if device.startswith("cpu") and capacity * row > min(limits):
             raise ValueError(f"no memory: try --buffer-size {min(limits) // row // 2}")
@@ -478,6 +481,7 @@ class Plain(gym.wrappers.FlattenObservation):
         if not boxes or space.dtype.kind != "f" or np.abs([space.low, space.high]).max() > 1e9:
             what = f"no vector and bounded Box of real actions, but {flat} and {space}"
             raise ValueError(f"{args.env_id}: {what}; see gymnasium.wrappers.TransformAction")
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, flat.shape)
         self.metadata = self.metadata | {"max_steps": self.spec and self.spec.max_episode_steps}
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple:
@@ -490,7 +494,7 @@ class Plain(gym.wrappers.FlattenObservation):
         obs, reward, terminated, truncated, _ = self.call(super().step, action)
         return obs, float(np.asarray(reward).item()), bool(terminated), bool(truncated), {}
 
-    def call(self, function: Callable, *args, **kwargs):
+    def call(self, function: Callable, /, *args, **kwargs):
         """What the task raises, as an error that ends the run and can be pickled."""
         try:
             return function(*args, **kwargs)
@@ -506,9 +510,10 @@ class InParallel(gym.vector.AsyncVectorEnv):
     """Environments in processes of their own. One that hangs or dies ends the run."""
 
     def _check_spaces(self) -> None:
-        """Waits till all tasks are made, by any call. Gymnasium's has no limit."""
+        """Waits till all tasks are made, by any call. Gymnasium's check has no limit."""
         self.call_async("metadata")
         self.call_wait(TIMEOUT)
+        super()._check_spaces()
 
     def reset_wait(self, timeout: float | None = None) -> tuple:
         return super().reset_wait(TIMEOUT)
@@ -524,7 +529,7 @@ class InParallel(gym.vector.AsyncVectorEnv):
             process.kill()
 
 
-def make_envs(args: Args, num_envs: int, parallel: bool = False) -> gym.vector.VectorEnv:
+def make_envs(args: Args, num_envs: int, parallel: bool = False) -> VectorEnv:
     """Copies of the task. One that is done is reset in the same step."""
     vectorize = InParallel if parallel else gym.vector.SyncVectorEnv
     makers = [lambda: Plain(args)] * num_envs
@@ -567,13 +572,13 @@ def make_actor(policy: DiffusionPolicy, space: gym.spaces.Box, seed: int = 0) ->
     return act
 
 
-def evaluate(act: Callable, envs: gym.vector.VectorEnv, episodes: int, seed: int) -> tuple:
+def evaluate(act: Callable, envs: VectorEnv, episodes: int, seed: int) -> tuple:
     """The returns of `act`, (episodes,), and scores. Each copy plays one episode a round."""
     rounds = []
     for number in range(math.ceil(episodes / envs.num_envs)):
         obs, _ = envs.reset(seed=derive_seed(seed, number))
         returns, running = np.zeros(envs.num_envs), np.ones(envs.num_envs, bool)
-        for step in range(EVAL_STEPS):
+        for step in range(max(EVAL_STEPS, envs.metadata.get("max_steps") or 0)):
             obs, reward, terminated, truncated, _ = envs.step(act(obs))
             check_finite(step, {"an evaluation's reward": reward[running]})
             returns[running] += reward[running]
@@ -581,11 +586,11 @@ def evaluate(act: Callable, envs: gym.vector.VectorEnv, episodes: int, seed: int
             if not running.any():
                 break
         else:
-            say(f"{running.sum()} episodes were cut after {EVAL_STEPS} steps; {LIMIT}")
+            say(f"{running.sum()} episodes were cut after {step + 1} steps; {LIMIT}")
         rounds.append(returns)
     returns = np.concatenate(rounds)[:episodes]
     scores = {"episodic_return": float(returns.mean()), "episodic_return_std": float(returns.std())}
-    if hasattr(envs.envs[0].unwrapped, "policy_report"):  # the task's own scores
+    if hasattr(type(envs.envs[0].unwrapped), "policy_report"):  # the task's own scores
         scores |= envs.envs[0].unwrapped.policy_report(act)
     return returns, scores
 
@@ -629,7 +634,7 @@ def resolve(args: Args) -> Args:
     """The arguments, completed by task; ValueError if they cannot work."""
     by_task = DEFAULTS | TASKS.get(args.env_id.split(":")[-1].rsplit("-v", 1)[0], {})
     missing = {name: value for name, value in by_task.items() if getattr(args, name) is None}
-    args = replace(args, **missing)
+    args = replace(args, **missing, env_id=str(args.env_id), device=str(args.device))
     for field in fields(args):
         name, value = field.name, getattr(args, field.name)
         is_count = field.type in (int, int | None, tuple[int, ...] | None)
@@ -637,8 +642,12 @@ def resolve(args: Args) -> Args:
             continue
         least = 1 if is_count and name not in ("seed", "learning_starts", "eval_episodes") else 0
         most = 1 if name in ("gamma", "tau") else 10**15
-        if np.size(value) == 0 or not (least <= np.min(value) and np.max(value) <= most):
-            raise ValueError(f"{name} must be {least} to {most}, but it is {value}")
+        within = np.size(value) and least <= np.min(value) and np.max(value) <= most
+        if not within or is_count and np.any(np.mod(value, 1)):
+            span = f"{least} to {most}" + ", and whole" * is_count
+            raise ValueError(f"{name} must be {span}, but it is {value}")
+        exact = np.array(value, int if is_count else float).tolist()  # no number of NumPy's
+        setattr(args, name, tuple(exact) if np.ndim(value) else exact)
     warmup = max(1, math.ceil(args.learning_starts / args.num_envs))
     args.learning_starts = warmup * args.num_envs
     updates = args.total_timesteps // args.num_envs - warmup
@@ -677,7 +686,7 @@ def make_agent(args: Args, obs_dim: int, act_dim: int) -> Agent:
 def check_changes(args: Args, saved: dict, may_change: set[str]) -> set[str]:
     """Arguments that differ from a saved run's. ValueError for one that may not."""
     changed = {name for name, value in saved.items() if getattr(args, name) != value}
-    if refused := changed - may_change - CHANGE_RESULTS:
+    if refused := changed - may_change:
         raise ValueError(f"the run was made with other arguments: {', '.join(sorted(refused))}")
     return changed
 
@@ -687,11 +696,12 @@ def load_run(folder: Path, agent: Agent, buffer: ReplayBuffer) -> tuple[int, flo
     if not (folder / "checkpoint.pt").exists():
         return 0, -math.inf
     saved = load_checkpoint(folder / "checkpoint.pt")
-    if check_changes(agent.args, saved["args"], MAY_CHANGE) & CHANGE_RESULTS:
+    if check_changes(agent.args, saved["args"], MAY_CHANGE | CHANGE_RESULTS) & CHANGE_RESULTS:
+        if saved["step"] >= agent.args.total_timesteps // agent.args.num_envs:
+            raise ValueError("the run is complete, so its arguments can no longer change")
         say("from here on, results differ from those of the unchanged run")
     agent.load_state_dict(saved["agent"])
-    adam = deepcopy(saved["optimizer"])  # It would stay in the mapped file.
-    agent.optimizer.load_state_dict(adam)
+    agent.optimizer.load_state_dict(deepcopy(saved["optimizer"]))  # Else it stays mapped.
     rows, count = saved["rows"], saved["count"]
     if buffer.capacity != saved["args"]["buffer_size"]:  # Keep the latest, the oldest first.
         rows = [field.roll(-count, 0)[-buffer.capacity :] for field in rows]
@@ -706,26 +716,33 @@ def main(args: Args, run_dir: Path) -> None:
     args = replace(resolve(args), resume=None)
     folder = Path(run_dir).absolute()  # A task may change the working directory.
     with closing(make_envs(args, args.num_envs, args.async_envs)) as envs:
-        envs.reset(seed=derive_seed(args.seed))  # Does it work?
+        obs, _ = envs.reset(seed=derive_seed(args.seed))  # Does it work?
+        check_finite(0, {"the first observation": obs})
         obs_dim = envs.single_observation_space.shape[0]
         act_dim = math.prod(envs.single_action_space.shape)
         buffer = ReplayBuffer(args.buffer_size, obs_dim, act_dim, args.device)
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / "training.lock", timeout=0):
-            agent = make_agent(args, obs_dim, act_dim)
+        with ExitStack() as held:
             try:
-                train(folder, agent, buffer, envs)
+                held.enter_context(FileLock(folder / "training.lock", timeout=0))
+            except (OSError, NotImplementedError) as error:  # Not all file systems have locks.
+                if isinstance(error, TimeoutError | PermissionError):
+                    raise
+            agent = make_agent(args, obs_dim, act_dim)
+            begin = load_run(folder, agent, buffer)
+            (folder / "args.json").write_text(json.dumps(asdict(agent.args), indent=2))
+            try:
+                train(folder, agent, buffer, envs, begin)
             except BaseException as error:
                 error.add_note(f"--resume {run_dir} goes on from the last checkpoint")
                 raise
 
 
-def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: gym.vector.VectorEnv) -> None:
-    """The training loop, from the last checkpoint on."""
+def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: VectorEnv, begin: tuple) -> None:
+    """The training loop, from what load_run returned."""
     args, n, space = agent.args, envs.num_envs, envs.single_action_space
-    first, best = load_run(folder, agent, buffer)
+    first, best = begin
     warmup, last = args.learning_starts // n, max(first, args.total_timesteps // n)
-    (folder / "args.json").write_text(json.dumps(asdict(args), indent=2))
     size = sum(field.nbytes for field in buffer.data) / 1e9
     say(f"{folder}: {last - warmup:,} updates, replay buffer of up to {size:.2f} GB")
     if (envs.metadata["max_steps"] or math.inf) > args.checkpoint_interval:
@@ -733,7 +750,6 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: gym.vector.Vec
     start = time.monotonic()
     eval_envs = make_envs(args, min(args.eval_episodes, n)) if args.eval_episodes else None
     writer = SummaryWriter(folder, purge_step=first * n + 1)  # hides later logs
-    log = writer.add_scalar
     with writer, closing(eval_envs) if eval_envs else nullcontext():
         for step in range(first, last + 1):
             update = step - warmup  # negative in the warm-up
@@ -786,7 +802,6 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: gym.vector.Vec
             finished += returns[done].tolist()
             returns[done] = 0
             if update < 0:
-                finished = []  # Random actions do not count.
                 continue
 
             # Log.
@@ -794,11 +809,11 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: gym.vector.Vec
                 check_finite(steps, stats)
                 stats["alpha"] = agent.log_alpha.exp()
                 for name, value in stats.items():
-                    log(f"losses/{name}", value.item(), steps)
+                    writer.add_scalar(f"losses/{name}", value.item(), steps)
                 speed = (steps - first * n) / (time.monotonic() - start)
-                log("charts/SPS", speed, steps)
+                writer.add_scalar("charts/SPS", speed, steps)
                 if finished:
-                    log("charts/episodic_return", np.mean(finished), steps)
+                    writer.add_scalar("charts/episodic_return", np.mean(finished), steps)
                 finished, stats = [], {}
                 if (update + 1) % 1000 == 0:
                     say(f"{steps:,} of {last * n:,} steps, {speed:.0f} a second")
@@ -809,7 +824,7 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: gym.vector.Vec
                 act = make_actor(agent.policy, space, seed)
                 _, scores = evaluate(act, eval_envs, args.eval_episodes, seed)
                 for name, score in scores.items():
-                    log(f"eval/{name}", score, steps)
+                    writer.add_scalar(f"eval/{name}", score, steps)
                 mean, std = scores["episodic_return"], scores["episodic_return_std"]
                 say(f"{steps:,} steps: evaluation {mean:.1f} +- {std:.1f}")
                 if mean > best:
@@ -819,26 +834,26 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: gym.vector.Vec
 
 def run(args: Args) -> None:
     """Trains, goes on with a run, or evaluates one, as the command line says."""
-    path = args.resume or args.evaluate
+    path = args.evaluate if args.resume is None else args.resume
     if path is None:
         task, now = args.env_id.split(":")[-1], f"{datetime.now():%Y%m%d-%H%M%S-%f}"
         name = f"{task}__{args.exp_name}__{args.seed}__{now}"
         return main(args, Path("runs", name.replace("/", "_")))
-    folder = Path(path).parent if os.path.isfile(path) else Path(path)
-    saved = load_checkpoint(folder / "checkpoint.pt" if args.resume else path)["args"]
+    folder = Path(path).parent if Path(path).name == "checkpoint.pt" else Path(path)
+    saved = load_checkpoint(path if args.resume is None else folder / "checkpoint.pt")["args"]
     args = tyro.cli(Args, default=Args(**saved))  # again, with the run's as defaults
     if args.resume is not None:
-        check_changes(resolve(args), saved, MAY_CHANGE | {"resume"})  # before compiling
+        check_changes(resolve(args), saved, MAY_CHANGE | CHANGE_RESULTS)  # before compiling
         return main(args, folder)
-    check_changes(args, saved, MAY_CHANGE | {"evaluate", "env_kwargs"})
+    check_changes(args, saved, FOR_EVALUATION)
     args = resolve(args)
     if args.eval_episodes == 0:
         raise ValueError("--evaluate needs --eval-episodes")
+    policy, seed = load_agent(path, args.device).policy, derive_seed(args.seed)
     with closing(make_envs(args, min(args.eval_episodes, args.num_envs))) as envs:
-        seed = derive_seed(args.seed)
-        act = make_actor(load_agent(path, args.device).policy, envs.single_action_space, seed)
+        act = make_actor(policy, envs.single_action_space, seed)
         returns, _ = evaluate(act, envs, args.eval_episodes, seed)
-    say(f"{args.env_id}, {len(returns)} episodes: {returns.mean():.1f} +- {returns.std():.1f}")
+    print(f"{args.env_id}, {len(returns)} episodes: {returns.mean():.1f} +- {returns.std():.1f}")
 
 
 def run_command_line() -> None:

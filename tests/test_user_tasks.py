@@ -61,13 +61,52 @@ def test_seeds_fit_a_c_int(run, seed):
 
 
 OBSERVATIONS = ["float16", "float64", "huge", "uint8", "int64", "bool", "discrete", "scalar"]
-OBSERVATIONS += ["empty", "matrix", "dict", "tuple"]
+OBSERVATIONS += ["empty", "matrix", "dict", "tuple", "other byte order"]
 
 
 @pytest.mark.parametrize("kind", OBSERVATIONS)
 def test_unusual_observations(run, kind):
     ended = run("Observations", {"kind": kind}, total_timesteps=44, eval_episodes=1)
     assert ended.code == 0, ended.err
+
+
+@sync_and_async
+def test_bounds_of_each_copy(run, async_envs):
+    """Those of observations do not matter. Those of actions have to be the same."""
+    ended = run("Varied", async_envs=async_envs)
+    assert ended.code == 0, ended.err
+    ended = run("Varied", {"what": "actions"}, async_envs=async_envs)
+    refused(ended, "action space")
+
+
+def test_an_argument_of_any_name(run):
+    ended = run("Named", {"function": "rastrigin"})
+    assert ended.code == 0, ended.err
+
+
+def test_a_task_that_answers_any_name(run):
+    ended = run("Forwards")
+    assert ended.code == 0, ended.err
+
+
+def test_a_first_observation_that_is_infinite(run):
+    refused(run("Blind"), "NaN or infinity in the first observation")
+    assert not Path("runs").exists()
+
+
+def test_a_task_that_has_grown(algo, run, monkeypatch):
+    """Its run cannot go on, and stays as it is."""
+    run("Track")
+    before = (the_run() / "checkpoint.pt").read_bytes()
+
+    class Grown(user_envs.Observations):
+        def __init__(self):
+            super().__init__("bool")
+
+    monkeypatch.setattr(gym.spec("Track-v0"), "entry_point", Grown)
+    ended = command(algo, "--resume", the_run(), "--total-timesteps", 160)
+    refused(ended, "size mismatch for policy")
+    assert (the_run() / "checkpoint.pt").read_bytes() == before
 
 
 def test_observations_without_a_length(run):
@@ -135,6 +174,8 @@ def test_an_evaluation_ends(algo, run, monkeypatch):
     cured = command(algo, "--evaluate", the_run(), "--env-kwargs", '{"max_episode_steps": 20}')
     assert cured.code == 0
     assert "were cut" not in cured.out
+    longer = command(algo, "--evaluate", the_run(), "--env-kwargs", '{"max_episode_steps": 40}')
+    assert "were cut" not in longer.out
 
 
 def test_episodes_longer_than_the_checkpoint_interval_are_announced(run):
@@ -336,6 +377,8 @@ def test_settings_that_a_task_changes(algo, run, where):
         torch.set_default_dtype(torch.float64)
         act = algo.make_actor(algo.load_agent(the_run()).policy, user_envs.Track().action_space)
         assert act(np.zeros(2)).shape == (1,)
+        ended = command(algo, "--evaluate", the_run())
+        assert ended.code == 0, ended.err
     finally:
         torch.set_default_dtype(torch.float32)
         torch.set_grad_enabled(True)

@@ -158,6 +158,7 @@ class Observations(Track):
             "float16": spaces.Box(-inf, inf, (2,), np.float16),
             "float64": spaces.Box(-inf, inf, (2,), np.float64),
             "huge": spaces.Box(1e12, 1.001e12, (2,), np.float64),
+            "other byte order": spaces.Box(-inf, inf, (2,), np.dtype(">f4")),
             "uint8": spaces.Box(0, 255, (2,), np.uint8),
             "int64": spaces.Box(0, 100, (2,), np.int64),
             "bool": spaces.MultiBinary(3),
@@ -173,6 +174,45 @@ class Observations(Track):
     def observe(self):
         self.observation_space.seed(self.clock)
         return self.observation_space.sample()
+
+
+class Varied(Track):
+    """Each copy has bounds of its own, of observations or of actions."""
+
+    copies = 0
+
+    def __init__(self, what="observations"):
+        super().__init__()
+        Varied.copies += 1
+        high = 1.0 + Varied.copies + os.getpid() % 1000  # in other processes, too
+        if what == "observations":
+            self.observation_space = gym.spaces.Box(-high, high, (2,), np.float32)
+        else:
+            self.action_space = gym.spaces.Box(-high, high, (1,), np.float32)
+
+
+class Named(Track):
+    """Its argument has a name that a wrapper might have, too."""
+
+    def __init__(self, function="sphere"):
+        assert function == "rastrigin"
+        super().__init__()
+
+
+class Forwards(Track):
+    """Answers any name, as the client of a remote simulator does."""
+
+    def __getattr__(self, name):
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return lambda *arguments: None
+
+
+class Blind(Track):
+    """A sensor that sees nothing says so by infinity."""
+
+    def observe(self):
+        return np.full(2, np.inf, np.float32)
 
 
 class Pictures(Track):
