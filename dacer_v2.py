@@ -525,6 +525,7 @@ class Plain(gym.wrappers.FlattenObservation):
         if not boxes or space.dtype.kind != "f" or np.abs([space.low, space.high]).max() > 1e9:
             what = f"no vector and bounded Box of real actions, but {flat} and {space}"
             raise ValueError(f"{args.env_id}: {what}; see gymnasium.wrappers.TransformAction")
+        # What copies declare may differ, or be of a type that PyTorch has not.
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, flat.shape)
         self.metadata = self.metadata | {"max_steps": self.spec and self.spec.max_episode_steps}
 
@@ -539,7 +540,7 @@ class Plain(gym.wrappers.FlattenObservation):
         return obs, float(np.asarray(reward).item()), bool(terminated), bool(truncated), {}
 
     def call(self, function: Callable, /, *args, **kwargs):
-        """What the task raises, as an error that ends the run and can be pickled."""
+        """Calls the task. What it raises becomes an error that can be pickled."""
         try:
             return function(*args, **kwargs)
         except (Exception, SystemExit) as error:
@@ -581,7 +582,7 @@ def make_envs(args: Args, num_envs: int, parallel: bool = False) -> VectorEnv:
 
 
 def to_env(action: Tensor, space: gym.spaces.Box) -> np.ndarray:
-    """Maps actions in [-1, 1]^d, (n, d), to the bounds of the task's, (n, *space.shape)."""
+    """Maps actions in [-1, 1]^d, (n, d), to the task's bounds, (n, *space.shape)."""
     action = action.cpu().numpy().reshape(-1, *space.shape)
     action = space.low + (action + 1) / 2 * (space.high - space.low)
     return np.clip(action, space.low, space.high).astype(space.dtype)
@@ -670,7 +671,7 @@ def load_agent(path: str | Path, device: str = "cpu", compile: bool = False) -> 
     """The trained agent of a run's folder, or of a file in it."""
     saved = load_checkpoint(path)
     agent = Agent(*saved["dims"], Args(**saved["args"] | {"device": device, "compile": compile}))
-    agent.load_state_dict(agent.state_dict() | saved["agent"])  # The repository's lack targets.
+    agent.load_state_dict(agent.state_dict() | saved["agent"])  # Published ones lack targets.
     return agent
 
 
@@ -761,7 +762,7 @@ def main(args: Args, run_dir: Path) -> None:
     args = replace(resolve(args), resume=None)
     folder = Path(run_dir).absolute()  # A task may change the working directory.
     with closing(make_envs(args, args.num_envs, args.async_envs)) as envs:
-        obs, _ = envs.reset(seed=derive_seed(args.seed))  # Does it work?
+        obs, _ = envs.reset(seed=derive_seed(args.seed))  # may fail, before a folder is made
         check_finite(0, {"the first observation": obs})
         obs_dim = envs.single_observation_space.shape[0]
         act_dim = math.prod(envs.single_action_space.shape)
@@ -772,7 +773,7 @@ def main(args: Args, run_dir: Path) -> None:
                 held.enter_context(FileLock(folder / "training.lock", timeout=0))
             except (OSError, NotImplementedError) as error:  # Not all file systems have locks.
                 if isinstance(error, TimeoutError | PermissionError):
-                    raise
+                    raise  # held by another process, or not writable
             agent = make_agent(args, obs_dim, act_dim)
             begin = load_run(folder, agent, buffer)
             (folder / "args.json").write_text(json.dumps(asdict(agent.args), indent=2))
@@ -837,7 +838,7 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: VectorEnv, beg
             next_obs, reward, terminated, truncated, infos = result
             done = terminated | truncated
             successor = next_obs.copy()
-            if done.any():  # They have been reset.
+            if done.any():  # There next_obs is of a new episode.
                 successor[done] = np.stack(infos["final_obs"][done])
             transitions = Batch(obs, action, reward, successor, terminated)
             check_finite(steps, transitions._asdict())

@@ -1,4 +1,4 @@
-"""How DACERv2's guidance shows in a policy: how long eps_theta is in each denoising step.
+"""How guidance shows in a policy: how long eps_theta is in each denoising step.
 
     python benchmarks/eta.py runs/ant-v2-T5-eta0.01-1 runs/<run>/checkpoint.pt ...
 
@@ -14,13 +14,22 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import dacer
 import dacer_v2
 
 NUM_STATES = 64
 SAMPLES = 100  # actions in each state
 
 
-def visited_states(agent: dacer_v2.Agent) -> torch.Tensor:
+def load(run: Path) -> dacer.Agent | dacer_v2.Agent:
+    """The agent of a run of either script."""
+    try:
+        return dacer_v2.load_agent(run)
+    except ValueError:
+        return dacer.load_agent(run)
+
+
+def visited_states(agent: dacer.Agent | dacer_v2.Agent) -> torch.Tensor:
     """(NUM_STATES, obs_dim): every eighth of those of 4 environments."""
     envs = dacer_v2.make_envs(agent.args, 4)
     act = dacer_v2.make_actor(agent.policy, envs.single_action_space)
@@ -34,8 +43,12 @@ def visited_states(agent: dacer_v2.Agent) -> torch.Tensor:
 
 
 @torch.no_grad()
-def measure(policy: dacer_v2.DiffusionPolicy, obs: torch.Tensor) -> tuple[list[float], float]:
+def measure(agent: dacer.Agent | dacer_v2.Agent, obs: torch.Tensor) -> tuple[list[float], float]:
     """Mean lengths of eps_theta for t = 1..T, and the mean standard deviation of an action."""
+    # Both scripts have the same policy, and dacer_v2's returns the whole chain.
+    sizes = agent.args.hidden_sizes, agent.args.diffusion_steps
+    policy = dacer_v2.DiffusionPolicy(*agent.dims, *sizes)
+    policy.load_state_dict(agent.policy.state_dict())
     state_part, time_parts = policy.fixed_parts(obs.repeat_interleave(SAMPLES, 0))
     chain = policy.denoise(state_part, time_parts, policy.draw_noise(len(state_part)))
     lengths = []
@@ -47,20 +60,22 @@ def measure(policy: dacer_v2.DiffusionPolicy, obs: torch.Tensor) -> tuple[list[f
 
 
 def main(runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:
-    """Prints two rows for each run of dacer_v2.py: what is, and the length w(t) that L_g wants."""
+    """Prints a row for each run, and for those of dacer_v2.py the length w(t) that L_g wants."""
     try:
-        agents = {str(run): dacer_v2.load_agent(run) for run in runs}
+        agents = {str(run): load(run) for run in runs}
     except ValueError as error:
         print(f"eta.py: error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     torch.manual_seed(0)
     for name, agent in agents.items():
-        lengths, std = measure(agent.policy, visited_states(agent))
-        args = agent.args
-        steps = range(1, agent.policy.T + 1)
-        wanted = [np.exp(args.time_weight_c * t + args.time_weight_d) for t in steps]
-        print(f"{name}: eta = {args.q_grad_weight:g}, std of an action {std:.2f}")
-        for what, row in ("length of eps_theta", lengths), ("w(t)", wanted):
+        lengths, std = measure(agent, visited_states(agent))
+        rows = {"length of eps_theta": lengths}
+        if isinstance(agent, dacer_v2.Agent):
+            c, d = agent.args.time_weight_c, agent.args.time_weight_d
+            rows["w(t)"] = [np.exp(c * t + d) for t in range(1, len(lengths) + 1)]
+            name += f": eta = {agent.args.q_grad_weight:g}"
+        print(f"{name}, standard deviation of an action: {std:.2f}")
+        for what, row in rows.items():
             shown = "  ".join(f"{length:5.2f}" for length in row)
             print(f"  {what:19}  t = 1..{len(row)}  {shown}")
 

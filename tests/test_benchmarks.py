@@ -142,11 +142,12 @@ def test_baselines_without_their_packages(work, monkeypatch):
 
 def test_eta(capsys):
     run = ROOT / "runs/goals4-v2-T5-eta2-w1-2"
-    policy = dacer_v2.load_agent(run).policy
+    agent = dacer_v2.load_agent(run)
     with torch.no_grad():
+        policy = agent.policy
         policy.eps_net[-1].weight.zero_()
         policy.eps_net[-1].bias.copy_(torch.tensor([0.3, -0.4]))
-    lengths, std = eta.measure(policy, torch.zeros(4, 2))
+    lengths, std = eta.measure(agent, torch.zeros(4, 2))
     assert lengths == pytest.approx([0.5] * 5)
     assert std > 0
     eta.main((run,))
@@ -157,7 +158,10 @@ def test_eta(capsys):
     assert [float(number) for number in lengths.split()[-4:]] == pytest.approx([1.0] * 4, abs=0.2)
 
 
-def test_eta_of_another_algorithm(work):
+def test_eta_of_dacer_and_of_no_run(work):
     ended = shell(ROOT / "benchmarks/eta.py", ROOT / "runs/goals4-dacer-T20-3")
+    assert ended.code == 0, ended.err
+    assert "w(t)" not in ended.out
+    ended = shell(ROOT / "benchmarks/eta.py", "missing")
     assert (ended.code, ended.err.count("\n")) == (2, 1)
-    assert ended.err.startswith("eta.py: error: no dacer_v2 checkpoint ")
+    assert ended.err.startswith("eta.py: error: no dacer checkpoint ")
