@@ -424,7 +424,7 @@ def compile_agent(agent: Agent) -> None:
 # ======== Around it: environments, evaluation, saving, training ========
 
 TIMEOUT = 600.0  # seconds for a reset or step in other processes
-EVAL_STEPS = 10_000  # An evaluation cuts longer episodes.
+EVAL_STEPS = 10_000  # An evaluation cuts longer episodes, unless the task's limit is longer.
 LIMIT = """set a limit: --env-kwargs '{"max_episode_steps": 1000}'"""
 MAY_CHANGE = {"async_envs", "eval_episodes", "total_timesteps", "resume"}  # on --resume
 CHANGE_RESULTS = {"seed", "device", "compile", "checkpoint_interval", "buffer_size"}  # may, too
