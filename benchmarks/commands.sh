@@ -18,6 +18,7 @@ OFFICIAL="python benchmarks/official.py --code /tmp/official"
 for seed in 1 2; do
     python dacer_v2.py --env-id Ant-v4 --seed $seed
     python dacer.py --env-id Ant-v4 --seed $seed --diffusion-steps 5
+    python dacer.py --env-id Ant-v4 --seed $seed
 done
 python dacer_v2.py --env-id Ant-v4 --q-grad-weight 1
 

@@ -365,7 +365,8 @@ def draw(path: Path, panels: dict[str, pd.DataFrame]) -> None:
                 sns.lineplot(shared, lw=2.5, **band, **style)
             axis.plot(stopped["update"], stopped[score], "x", color=COLOURS[key])
             seeds = f"{len(runs)} seed" + "s" * (len(runs) > 1)
-            label = f"{name} ({', '.join([seeds, *stopped.state])})"
+            states = ", ".join([seeds, *stopped.state])
+            label = f"{name} ({states})".replace("%, stopped at", "%,")
             handles[label] = plt.Line2D([], [], color=COLOURS[key], ls=style["ls"], lw=2)
         published = PUBLISHED[PUBLISHED.task == title]
         known = published[published.updates <= data["update"].max()]
