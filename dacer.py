@@ -41,7 +41,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, closing, nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
@@ -85,17 +85,17 @@ class Args:
     batch_size: int = 256  # transitions per update
     buffer_size: int = 1_000_000  # transitions
     gamma: float = 0.99  # discount factor
-    tau: float = 0.005  # Polyak step of targets, and of omega below
-    reward_scale: float = 0.2  # the critics learn from rewards times this
+    tau: float = 0.005  # Polyak step of targets and omega
+    reward_scale: float = 0.2  # rewards are multiplied by it
     policy_frequency: int = 2  # updates of critics for one of policy and targets
     eval_interval: int = 15_000  # updates between evaluations; one more at the end
     eval_episodes: int = 10  # episodes per evaluation; 0: no evaluation
-    checkpoint_interval: int = 5_000  # updates between saves; each resets all tasks: see train
+    checkpoint_interval: int = 5_000  # updates between saves; each resets all tasks
     resume: str | None = None  # folder of a run to go on with
     evaluate: str | None = None  # a run's folder (last.pt) or best.pt to evaluate
 
 
-# What replaces None, by task, as in the papers; MultiGoal's are this project's.
+# What replaces None, as in the papers; MultiGoal's are this project's.
 DEFAULTS = {"noise_scale": 0.1, "hidden_sizes": (256, 256, 256), "learning_starts": 30_000}
 TASKS = {
     "Humanoid": {"noise_scale": 0.15, "hidden_sizes": (512, 512, 512), "learning_starts": 200_000},
@@ -208,7 +208,7 @@ def mixture_entropy(actions: Tensor, K: int = 3, rng: torch.Generator | None = N
 
     H = sum_k w_k (0.5 log((2 pi e)^d |Sigma_k|) - log w_k) of Gaussian mixtures, which EM fits to
     all S sets of samples at once. The covariances' 1e-6 and the stopping rule (1e-3,
-    100 steps) are those of scikit-learn, which the official code takes; the start is similar.
+    100 steps) are those of scikit-learn, which the official code takes.
     """
     x = actions.mT.double().contiguous()  # (S, d, n); thin covariances need doubles.
     weight, mean, chol = m_step(x, k_means(actions, K, rng).double())
@@ -287,7 +287,7 @@ class Agent(nn.Module):
         self.target_entropy = -0.9 * act_dim
         self.register_buffer("omega", torch.zeros(2))  # running means of the critics' stds
         self.to(args.device, torch.float32)
-        self.rng = torch.Generator(args.device)  # of all its random numbers
+        self.rng = torch.Generator(args.device)  # of all draws
         networks = [*self.policy.parameters(), *self.critic.parameters()]
         self.optimizer = torch.optim.Adam(networks, args.learning_rate, fused=True)
         self.optimizer.add_param_group({"params": [self.log_alpha], "lr": args.alpha_lr})
@@ -364,7 +364,7 @@ class Agent(nn.Module):
         next_noise, z, noise = draws
         loss, omega, stats = self.critic_loss(batch, next_noise, z)
         if update_policy:
-            # No parameter has a gradient from both losses, so they may be added.
+            # No parameter has a gradient from both, so they may be added.
             policy_loss, policy_stats = self.policy_loss(batch, noise)
             loss = loss + policy_loss
             stats |= policy_stats
@@ -395,7 +395,7 @@ class Agent(nn.Module):
         self.optimizer.zero_grad()
         if number % self.args.entropy_interval == 0:
             stats["entropy"] = self.entropy(batch.obs)
-            self.log_alpha.grad = stats["entropy"] - self.target_entropy  # H - H_target
+            self.log_alpha.grad = stats["entropy"] - self.target_entropy
         omega, others = self.backward(batch, self.draw(len(batch.obs)), update_policy)
         self.omega.copy_(omega)
         for name, value in others.items():
@@ -410,13 +410,12 @@ class Agent(nn.Module):
 def compile_agent(agent: Agent) -> None:
     """Makes updates and actions faster, the same but for rounding. Can go, with its call."""
     cpu = agent.args.device.startswith("cpu")
-    options = {"triton.cudagraphs": not cpu}
-    options["shape_padding"] = False  # Else gradients have gaps, which fused Adam refuses.
+    # Padded gradients have gaps, which fused Adam refuses.
+    options = {"triton.cudagraphs": not cpu, "shape_padding": False}
     backward = torch.compile(type(agent).backward, fullgraph=True, dynamic=False, options=options)
     during_calls = torch._dynamo.config.patch(trace_autograd_ops=True)  # compiles .backward()
     agent.backward = MethodType(during_calls(backward), agent)
-    options = options | {"size_asserts": False}  # no checks in each call
-    options["cpp_wrapper"] = cpu  # C++ calls an action's kernels faster than Python.
+    options = options | {"cpp_wrapper": cpu}  # C++ calls an action's kernels faster than Python.
     options["post_grad_fusion_options"] = {"decompose_mm_pass": {}}  # sums for single actions
     agent.policy.compile(dynamic=False, options=options)
 
@@ -424,11 +423,10 @@ def compile_agent(agent: Agent) -> None:
 # ======== Around it: environments, evaluation, saving, training ========
 
 TIMEOUT = 600.0  # seconds for a reset or step in other processes
-EVAL_STEPS = 10_000  # An evaluation cuts longer episodes, unless the task's limit is longer.
+EVAL_STEPS = 10_000  # An evaluation cuts longer episodes.
 LIMIT = """set a limit: --env-kwargs '{"max_episode_steps": 1000}'"""
-MAY_CHANGE = {"async_envs", "eval_episodes", "total_timesteps", "resume"}  # on --resume
-CHANGE_RESULTS = {"seed", "device", "compile", "checkpoint_interval", "buffer_size"}  # may, too
-FOR_EVALUATION = {"evaluate", "env_kwargs", "eval_episodes", "seed", "device", "compile"}
+CHANGE_RESULTS = {"seed", "device", "compile", "checkpoint_interval", "buffer_size"}
+MAY_CHANGE = {"async_envs", "eval_episodes", "total_timesteps", "resume"} | CHANGE_RESULTS
 
 
 def say(text: str) -> None:
@@ -440,15 +438,14 @@ def say(text: str) -> None:
 
 
 class ReplayBuffer:
-    """Ring buffer of transitions. On a CPU, unused pages take no memory."""
+    """Ring buffer of transitions. Unused pages of a CPU's take no memory."""
 
     def __init__(self, capacity: int, obs_dim: int, act_dim: int, device: str):
-        limits = [math.inf]  # of the memory of machine and container
+        limits = [math.inf]  # of machine and container
         with suppress(AttributeError):  # Windows has no sysconf.
             limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-        for name in ("memory.max", "memory/memory.limit_in_bytes"):  # control groups 2 and 1
-            with suppress(OSError, ValueError):  # no container, or no limit
-                limits.append(int(Path("/sys/fs/cgroup", name).read_text()))
+        with suppress(OSError, ValueError):  # no container, or no limit
+            limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
         row = 4 * (2 * obs_dim + act_dim + 2)  # bytes of a transition
         if device.startswith("cpu") and capacity * row > min(limits):
             raise ValueError(f"no memory: try --buffer-size {min(limits) // row // 2}")
@@ -456,7 +453,7 @@ class ReplayBuffer:
         like = {"dtype": torch.float32, "device": device}
         self.data = Batch(*(torch.empty(capacity, *shape, **like) for shape in shapes))
         self.capacity, self.device = capacity, device
-        self.count = 0  # of all transitions ever added
+        self.count = 0  # of all that were added
 
     def add(self, *transitions: np.ndarray | Tensor) -> None:
         """Stores n transitions, given as the fields of `Batch`, (n, ...) each."""
@@ -481,12 +478,11 @@ class Plain(gym.wrappers.FlattenObservation):
         if not boxes or space.dtype.kind != "f" or np.abs([space.low, space.high]).max() > 1e9:
             what = f"no vector and bounded Box of real actions, but {flat} and {space}"
             raise ValueError(f"{args.env_id}: {what}; see gymnasium.wrappers.TransformAction")
-        # What copies declare may differ, or be of a type that PyTorch has not.
-        self.observation_space = gym.spaces.Box(-np.inf, np.inf, flat.shape)
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, flat.shape)  # Copies may vary.
         self.metadata = self.metadata | {"max_steps": self.spec and self.spec.max_episode_steps}
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple:
-        if seed is not None:  # The task may draw from the global generators.
+        if seed is not None:  # Tasks may draw from these.
             for set_seed in (random.seed, np.random.seed, torch.manual_seed):
                 set_seed(seed)
         return self.call(super().reset, seed=seed, options=options)[0], {}
@@ -511,7 +507,7 @@ class InParallel(gym.vector.AsyncVectorEnv):
     """Environments in processes of their own. One that hangs or dies ends the run."""
 
     def _check_spaces(self) -> None:
-        """Waits till all tasks are made, by any call. Gymnasium's check has no limit."""
+        """Waits till all tasks are made, by any call. Gymnasium's has no limit."""
         self.call_async("metadata")
         self.call_wait(TIMEOUT)
         super()._check_spaces()
@@ -559,13 +555,12 @@ def derive_seed(*numbers: int) -> int:
 def make_actor(policy: DiffusionPolicy, space: gym.spaces.Box, seed: int = 0) -> Callable:
     """The policy without exploration noise, for one flat observation or n of them."""
     rng = torch.Generator(policy.time_embedding.device).manual_seed(seed)
-    obs_dim = policy.dims[0]
 
     @torch.no_grad()
     def act(obs: np.ndarray) -> np.ndarray:
         rows = np.array(obs, np.float32, ndmin=2)
-        if rows.shape[1:] != (obs_dim,) or not np.isfinite(rows).all():
-            raise ValueError(f"no observation of {obs_dim} finite numbers: {obs}")
+        if rows.shape[1:] != policy.dims[:1] or not np.isfinite(rows).all():
+            raise ValueError(f"no observation of {policy.dims[0]} finite numbers: {obs}")
         noise = policy.draw_noise(len(rows), rng=rng)
         action = policy(torch.as_tensor(rows, device=rng.device), noise)
         return to_env(action, space).reshape(np.shape(obs)[:-1] + space.shape)
@@ -617,7 +612,6 @@ def load_checkpoint(path: str | Path) -> dict:
         content = torch.load(file, "cpu", weights_only=True, mmap=True)
         if (content["algorithm"], content["version"]) != (ALGORITHM, VERSION):
             raise ValueError(f"it was made by {content['algorithm']}.py {content['version']}")
-        content["args"].pop("capture_video", None)  # of older scripts
         return content
     except Exception as error:
         raise ValueError(f"no {ALGORITHM} checkpoint {file}: {error!r}"[:300]) from error
@@ -643,12 +637,10 @@ def resolve(args: Args) -> Args:
             continue
         least = 1 if is_count and name not in ("seed", "learning_starts", "eval_episodes") else 0
         most = 1 if name in ("gamma", "tau") else 10**15
-        within = np.size(value) and least <= np.min(value) and np.max(value) <= most
-        if not within or is_count and np.any(np.mod(value, 1)):
-            span = f"{least} to {most}" + ", and whole" * is_count
-            raise ValueError(f"{name} must be {span}, but it is {value}")
-        exact = np.array(value, int if is_count else float).tolist()  # no number of NumPy's
-        setattr(args, name, tuple(exact) if np.ndim(value) else exact)
+        exact = np.array(value, int if is_count else float)
+        if not exact.size or np.any((exact != value) | (exact < least) | (exact > most)):
+            raise ValueError(f"{name} must be {least} to {most}, but it is {value}")
+        setattr(args, name, tuple(exact.tolist()) if exact.ndim else exact.item())
     warmup = max(1, math.ceil(args.learning_starts / args.num_envs))
     args.learning_starts = warmup * args.num_envs
     updates = args.total_timesteps // args.num_envs - warmup
@@ -656,7 +648,7 @@ def resolve(args: Args) -> Args:
         raise ValueError("--total-timesteps leaves no update after --learning-starts")
     if args.entropy_interval is None:
         args.entropy_interval = max(100, updates // 150)  # the papers': 10,000 of 1.5 million
-    try:  # in double precision, which the entropy takes
+    try:  # The entropy takes doubles.
         torch.ones(1, dtype=torch.float64, device=args.device) + 1
     except Exception as error:
         raise ValueError(f"--device {args.device} fails, try cpu: {error}"[:300]) from error
@@ -697,9 +689,7 @@ def load_run(folder: Path, agent: Agent, buffer: ReplayBuffer) -> tuple[int, flo
     if not (folder / "checkpoint.pt").exists():
         return 0, -math.inf
     saved = load_checkpoint(folder / "checkpoint.pt")
-    if check_changes(agent.args, saved["args"], MAY_CHANGE | CHANGE_RESULTS) & CHANGE_RESULTS:
-        if saved["step"] >= agent.args.total_timesteps // agent.args.num_envs:
-            raise ValueError("the run is complete, so its arguments can no longer change")
+    if check_changes(agent.args, saved["args"], MAY_CHANGE) & CHANGE_RESULTS:
         say("from here on, results differ from those of the unchanged run")
     agent.load_state_dict(saved["agent"])
     agent.optimizer.load_state_dict(deepcopy(saved["optimizer"]))  # Else it stays mapped.
@@ -717,18 +707,12 @@ def main(args: Args, run_dir: Path) -> None:
     args = replace(resolve(args), resume=None)
     folder = Path(run_dir).absolute()  # A task may change the working directory.
     with closing(make_envs(args, args.num_envs, args.async_envs)) as envs:
-        obs, _ = envs.reset(seed=derive_seed(args.seed))  # may fail, before a folder is made
-        check_finite(0, {"the first observation": obs})
+        envs.reset(seed=derive_seed(args.seed))  # Does it work?
         obs_dim = envs.single_observation_space.shape[0]
         act_dim = math.prod(envs.single_action_space.shape)
         buffer = ReplayBuffer(args.buffer_size, obs_dim, act_dim, args.device)
         folder.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as held:
-            try:
-                held.enter_context(FileLock(folder / "training.lock", timeout=0))
-            except (OSError, NotImplementedError) as error:  # Not all file systems have locks.
-                if isinstance(error, TimeoutError | PermissionError):
-                    raise  # held by another process, or not writable
+        with FileLock(folder / "training.lock", timeout=0):
             agent = make_agent(args, obs_dim, act_dim)
             begin = load_run(folder, agent, buffer)
             (folder / "args.json").write_text(json.dumps(asdict(agent.args), indent=2))
@@ -751,6 +735,7 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: VectorEnv, beg
     start = time.monotonic()
     eval_envs = make_envs(args, min(args.eval_episodes, n)) if args.eval_episodes else None
     writer = SummaryWriter(folder, purge_step=first * n + 1)  # hides later logs
+    log = writer.add_scalar
     with writer, closing(eval_envs) if eval_envs else nullcontext():
         for step in range(first, last + 1):
             update = step - warmup  # negative in the warm-up
@@ -760,7 +745,7 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: VectorEnv, beg
             if step in (first, last) or update % args.checkpoint_interval == 0:
                 check_finite(step * n, agent.state_dict())
                 writer.flush()
-                # By NumPy, as torch.save writes the whole of a sliced tensor.
+                # By NumPy: torch.save writes all of a sliced tensor.
                 rows = [torch.from_numpy(x[: buffer.count].cpu().numpy()) for x in buffer.data]
                 state = {"rows": rows, "count": buffer.count, "step": step, "best": best}
                 state["optimizer"] = agent.optimizer.state_dict()
@@ -793,7 +778,7 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: VectorEnv, beg
             next_obs, reward, terminated, truncated, infos = result
             done = terminated | truncated
             successor = next_obs.copy()
-            if done.any():  # There next_obs is of a new episode.
+            if done.any():  # They have been reset.
                 successor[done] = np.stack(infos["final_obs"][done])
             transitions = Batch(obs, action, reward, successor, terminated)
             check_finite(steps, transitions._asdict())
@@ -810,11 +795,11 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: VectorEnv, beg
                 check_finite(steps, stats)
                 stats["alpha"] = agent.log_alpha.exp()
                 for name, value in stats.items():
-                    writer.add_scalar(f"losses/{name}", value.item(), steps)
+                    log(f"losses/{name}", value.item(), steps)
                 speed = (steps - first * n) / (time.monotonic() - start)
-                writer.add_scalar("charts/SPS", speed, steps)
+                log("charts/SPS", speed, steps)
                 if finished:
-                    writer.add_scalar("charts/episodic_return", np.mean(finished), steps)
+                    log("charts/episodic_return", np.mean(finished), steps)
                 finished, stats = [], {}
                 if (update + 1) % 1000 == 0:
                     say(f"{steps:,} of {last * n:,} steps, {speed:.0f} a second")
@@ -823,18 +808,17 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: VectorEnv, beg
             if eval_envs and ((update + 1) % args.eval_interval == 0 or step + 1 == last):
                 seed = derive_seed(args.seed, step, 1)  # episodes of its own
                 act = make_actor(agent.policy, space, seed)
-                _, scores = evaluate(act, eval_envs, args.eval_episodes, seed)
+                played, scores = evaluate(act, eval_envs, args.eval_episodes, seed)
                 for name, score in scores.items():
-                    writer.add_scalar(f"eval/{name}", score, steps)
-                mean, std = scores["episodic_return"], scores["episodic_return_std"]
-                say(f"{steps:,} steps: evaluation {mean:.1f} +- {std:.1f}")
-                if mean > best:
-                    best = mean
+                    log(f"eval/{name}", score, steps)
+                say(f"{steps:,} steps: evaluation {played.mean():.1f} +- {played.std():.1f}")
+                if scores["episodic_return"] > best:
+                    best = scores["episodic_return"]
                     save(folder / "best.pt", agent, update=update + 1)
 
 
 def run(args: Args) -> None:
-    """Trains, goes on with a run, or evaluates one, as the command line says."""
+    """Trains, goes on with a run, or evaluates one."""
     path = args.evaluate if args.resume is None else args.resume
     if path is None:
         task, now = args.env_id.split(":")[-1], f"{datetime.now():%Y%m%d-%H%M%S-%f}"
@@ -842,11 +826,11 @@ def run(args: Args) -> None:
         return main(args, Path("runs", name.replace("/", "_")))
     folder = Path(path).parent if Path(path).name == "checkpoint.pt" else Path(path)
     saved = load_checkpoint(path if args.resume is None else folder / "checkpoint.pt")["args"]
-    args = tyro.cli(Args, default=Args(**saved))  # again, with the run's as defaults
+    args = tyro.cli(Args, default=Args(**saved))  # with the run's as defaults
     if args.resume is not None:
-        check_changes(resolve(args), saved, MAY_CHANGE | CHANGE_RESULTS)  # before compiling
+        check_changes(resolve(args), saved, MAY_CHANGE)  # before compiling
         return main(args, folder)
-    check_changes(args, saved, FOR_EVALUATION)
+    check_changes(args, saved, {"evaluate", "env_kwargs", "eval_episodes"} | CHANGE_RESULTS)
     args = resolve(args)
     if args.eval_episodes == 0:
         raise ValueError("--evaluate needs --eval-episodes")
@@ -858,7 +842,7 @@ def run(args: Args) -> None:
 
 
 def run_command_line() -> None:
-    """Does what was asked. What cannot be begun is one line on stderr and exit code 2."""
+    """What cannot be begun is one line on stderr and exit code 2."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         run(tyro.cli(Args))

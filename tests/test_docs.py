@@ -205,7 +205,6 @@ def test_published_policies(name):
     assert (folder / "best.pt").stat().st_size < 1_000_000
     saved = json.loads((folder / "args.json").read_text())
     assert saved.pop("commit") == told.commit
-    saved.pop("capture_video")  # which the scripts had when they made these
     agent = algo.load_agent(folder)
     assert algo.Args(**saved | {"compile": False, "hidden_sizes": (256,) * 3}) == agent.args
     returns, scores = evaluate(algo, agent.policy, agent.args, 1)

@@ -71,7 +71,8 @@ def test_the_best_evaluation_is_kept(algo, tiny_args, monkeypatch):
         policies.append({name: value.clone() for name, value in policy.state_dict().items()})
 
     def evaluate(*_):
-        return None, {"episodic_return": next(returns), "episodic_return_std": 0.0}
+        mean = next(returns)
+        return np.array([mean]), {"episodic_return": mean, "episodic_return_std": 0.0}
 
     monkeypatch.setattr(algo, "make_actor", make_actor)
     monkeypatch.setattr(algo, "evaluate", evaluate)

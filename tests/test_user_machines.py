@@ -1,6 +1,5 @@
 """What users and their machines do: full disks, lost terminals, notebooks, moved folders."""
 
-import errno
 import io
 import json
 import os
@@ -118,17 +117,6 @@ def test_two_processes_in_one_folder(algo, run):
     assert command(algo, *typed).code == 0
 
 
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks(algo, run, monkeypatch, number):
-    def no_lock(*_):
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr("fcntl.flock", no_lock)
-    assert run("Track").code == 0
-    ended = command(algo, "--resume", the_run(), "--total-timesteps", 140)
-    assert ended.code == 0, ended.err
-
-
 @pytest.mark.parametrize("name", ["x" * 300, "x" * 5000])
 def test_a_name_too_long_for_a_folder(algo, run, name):
     refused(run("Track", exp_name=name), "File name too long")
@@ -165,7 +153,7 @@ def test_the_buffer_may_change_its_size(algo, run, before, after):
     old = torch.load(the_run() / "checkpoint.pt", weights_only=True)
     rewards = old["rows"][2].roll(-old["count"], 0)  # the oldest first
     agent = algo.Agent(2, 1, algo.Args(**old["args"]))
-    agent.args.buffer_size, agent.args.total_timesteps = after, 180
+    agent.args.buffer_size = after
     buffer = algo.ReplayBuffer(after, 2, 1, "cpu")
     algo.load_run(the_run(), agent, buffer)
     kept = min(len(rewards), after)
@@ -293,7 +281,7 @@ def test_options_that_would_be_ignored(algo, run):
         typed = [f"--{option.replace('_', '-')}", value]
         ended = command(algo, "--evaluate", the_run(), *typed)
         refused(ended, f"the run was made with other arguments: {option}\n")
-    for typed in (["--async-envs"], ["--buffer-size", 5], ["--total-timesteps", 1000]):
+    for typed in (["--async-envs"], ["--total-timesteps", 1000]):
         refused(command(algo, "--evaluate", the_run(), *typed), "made with other arguments: ")
     ended = command(algo, "--resume", the_run(), "--evaluate", the_run())
     refused(ended, "the run was made with other arguments: evaluate\n")
@@ -314,14 +302,6 @@ def test_only_checkpoints_are_resumed(algo, run):
     assert ended.code == 0, ended.err
 
 
-def test_another_seed_in_a_complete_run(algo, tiny_args):
-    """It would be named after a seed that it does not have."""
-    run_dir = train(algo, tiny_args(env_id="user_envs:Track-v0"))
-    with pytest.raises(ValueError, match="the run is complete"):
-        train(algo, tiny_args(env_id="user_envs:Track-v0", seed=2))
-    assert json.loads((run_dir / "args.json").read_text())["seed"] == 1
-
-
 def test_numbers_of_other_libraries(algo, tiny_args):
     """They are saved as Python's, so that the run can be loaded."""
     unusual = {
@@ -338,5 +318,5 @@ def test_numbers_of_other_libraries(algo, tiny_args):
     assert (args.learning_rate, args.batch_size, args.hidden_sizes) == (1e-4, 8, (16, 16))
     assert json.loads((run_dir / "args.json").read_text())["seed"] == 7
     train(algo, tiny_args(**unusual))
-    with pytest.raises(ValueError, match="batch_size must be .*, and whole, but it is 8.5"):
+    with pytest.raises(ValueError, match="batch_size must be 1 to .*, but it is 8.5"):
         algo.resolve(tiny_args(batch_size=8.5))

@@ -89,11 +89,6 @@ def test_a_task_that_answers_any_name(run):
     assert ended.code == 0, ended.err
 
 
-def test_a_first_observation_that_is_infinite(run):
-    refused(run("Blind"), "NaN or infinity in the first observation")
-    assert not Path("runs").exists()
-
-
 def test_a_task_that_has_grown(algo, run, monkeypatch):
     """Its run cannot go on, and stays as it is."""
     run("Track")
