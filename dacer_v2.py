@@ -2,8 +2,7 @@
 
 Y. Wang et al., "Enhanced DACER Algorithm with High Diffusion Efficiency", 2025 (arXiv:2505.23426).
 Y. Wang et al., "Diffusion Actor-Critic with Entropy Regulator", NeurIPS 2024 (arXiv:2405.15177).
-Critics: J. Duan et al., "Distributional Soft Actor-Critic with Three Refinements", DSAC
-(arXiv:2310.05858).
+DSAC: J. Duan et al., "Distributional Soft Actor-Critic with Three Refinements", arXiv:2310.05858.
 
 The policy is the reverse process of a diffusion model. Given the state s, it starts from noise
 x_T ~ N(0, I) and denoises it in the steps t = T..1:
@@ -15,8 +14,8 @@ x_T ~ N(0, I) and denoises it in the steps t = T..1:
     a       = clip(x_0 + alpha lambda N(0, I), -1, 1)       (no such noise in evaluations)
 
 with beta_t = 1 - exp(-0.1 / T - 9.9 (2t - 1) / (2 T^2)) and abar_t = prod_{i <= t} (1 - beta_i).
-Unlike SAC's, alpha weighs no term of a loss: it scales the exploration noise, which a and a' have
-in the losses, too. An update computes all gradients before any parameter moves:
+Unlike SAC's, alpha is in no loss term: it scales the exploration noise, which the losses' a and a'
+get, too. An update computes all gradients before any parameter moves:
 
     critics:  the means m_i(s, a) and stds sigma_i(s, a), i = 1, 2, of the return by DSAC's loss,
               with y = reward_scale r + gamma (1 - terminated) min_i m_i'(s', a'), a' ~ policy(s')
@@ -195,7 +194,7 @@ class DiffusionPolicy(nn.Module):
         return (x_0 + noise_std * noise[0]).clamp(-1, 1)
 
     def draw_noise(self, *rows: int, rng: torch.Generator | None = None) -> Tensor:
-        """Normals (T + 1, *rows, d): [T] is x_T, [t - 1] for a step t > 1, [0] for exploration."""
+        """Normals (T + 1, *rows, d): [T] is x_T itself, [t] goes into x_t, and [0] explores."""
         like = {"dtype": torch.float32, "device": self.time_embedding.device}
         return torch.randn(self.T + 1, *rows, self.dims[1], generator=rng, **like)
 
@@ -258,7 +257,7 @@ def m_step(x: Tensor, resp: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """w_k = mean_n r_kn, (S, K), mu_k = E_k[x], (S, K, d), and the Cholesky factors (S, K, d, d) of
     Sigma_k = E_k[x x^T] - mu_k mu_k^T + 1e-6 I. E_k weighs the samples by r_kn."""
     (S, d, n), K = x.shape, resp.shape[1]
-    count = resp.sum(-1) + 1e-12  # (S, K); not 0, as it divides.
+    count = resp.sum(-1) + 1e-12  # (S, K); it divides.
     mean = resp @ x.mT / count[..., None]
     weighted = resp[:, :, None] * x[:, None]  # (S, K, d, n)
     moment = (weighted.flatten(1, 2) @ x.mT).view(S, K, d, d) / count[..., None, None]
@@ -287,7 +286,7 @@ class Batch(NamedTuple):
 
 
 class Agent(nn.Module):
-    """All that learns: the policy, the critics, their targets, log_alpha and omega."""
+    """All that learns: policy, critics, their targets, log_alpha and omega."""
 
     def __init__(self, obs_dim: int, act_dim: int, args: Args):
         super().__init__()
@@ -328,8 +327,7 @@ class Agent(nn.Module):
         omega_i = running mean of mean(sigma_i),  z ~ N(0, 1)
 
         The [] are held constant. But for the 0.1 they are d/dm_i log N(y; m_i, sigma_i) and
-        d/dsigma_i log N(y_b; m_i, sigma_i). omega_i^2 makes up for their 1 / sigma_i^2. The
-        constants are DSAC's.
+        d/dsigma_i log N(y_b; m_i, sigma_i). omega_i^2 undoes their scale. 0.1 and 3 are DSAC's.
         """
         args = self.args
         with torch.no_grad():
@@ -431,7 +429,7 @@ class Agent(nn.Module):
         t = torch.randint(1, self.policy.T + 1, (B,), device=z.device, generator=self.rng)
         return next_noise, z, noise, t  # one step of each chain, for q_grad_loss
 
-    @torch.enable_grad()  # A task may have switched them off.
+    @torch.enable_grad()  # A task may have disabled it.
     def update(self, batch: Batch, number: int) -> dict[str, Tensor]:
         """The update of this number, from 0 on. Returns statistics, a scalar each."""
         update_policy = number % self.args.policy_frequency == 0
@@ -467,7 +465,7 @@ def compile_agent(agent: Agent) -> None:
 # ======== Around it: environments, evaluation, saving, training ========
 
 TIMEOUT = 600.0  # seconds for a reset or step in other processes
-EVAL_STEPS = 10_000  # An evaluation cuts longer episodes.
+EVAL_STEPS = 10_000  # Evaluations cut there; a task's higher limit wins.
 LIMIT = """set a limit: --env-kwargs '{"max_episode_steps": 1000}'"""
 CHANGE_RESULTS = {"seed", "device", "compile", "checkpoint_interval", "buffer_size"}
 MAY_CHANGE = {"async_envs", "eval_episodes", "total_timesteps", "resume"} | CHANGE_RESULTS
@@ -482,7 +480,7 @@ def say(text: str) -> None:
 
 
 class ReplayBuffer:
-    """Ring buffer of transitions. Unused pages of a CPU's take no memory."""
+    """Ring buffer of transitions. On a CPU, rows not yet used take no memory."""
 
     def __init__(self, capacity: int, obs_dim: int, act_dim: int, device: str):
         limits = [math.inf]  # of machine and container
@@ -522,7 +520,7 @@ class Plain(gym.wrappers.FlattenObservation):
         if not boxes or space.dtype.kind != "f" or np.abs([space.low, space.high]).max() > 1e9:
             what = f"no vector and bounded Box of real actions, but {flat} and {space}"
             raise ValueError(f"{args.env_id}: {what}; see gymnasium.wrappers.TransformAction")
-        self.observation_space = gym.spaces.Box(-np.inf, np.inf, flat.shape)  # Copies may vary.
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, flat.shape)  # Bounds may vary.
         self.metadata = self.metadata | {"max_steps": self.spec and self.spec.max_episode_steps}
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple:
@@ -551,7 +549,7 @@ class InParallel(gym.vector.AsyncVectorEnv):
     """Environments in processes of their own. One that hangs or dies ends the run."""
 
     def _check_spaces(self) -> None:
-        """Waits till all tasks are made, by any call. Gymnasium's has no limit."""
+        """Waits till all tasks are made, by asking for anything. Gymnasium's has no limit."""
         self.call_async("metadata")
         self.call_wait(TIMEOUT)
         super()._check_spaces()
@@ -588,7 +586,7 @@ def check_finite(step: int, values: dict) -> None:
     """FloatingPointError if a value is NaN, or infinite in single precision."""
     for name, value in values.items():
         if not torch.as_tensor(value).float().isfinite().all():
-            raise FloatingPointError(f"NaN or infinity in {name} at environment step {step}")
+            raise FloatingPointError(f"NaN or infinity in {name} at step {step}")
 
 
 def derive_seed(*numbers: int) -> int:
@@ -636,7 +634,7 @@ def evaluate(act: Callable, envs: VectorEnv, episodes: int, seed: int) -> tuple:
 
 
 def save(path: Path, agent: Agent, **training: object) -> None:
-    """Saves the agent and what `training` needs. Complete at every instant."""
+    """Saves the agent and `training`. `path` is never half-written."""
     content = {"algorithm": ALGORITHM, "version": VERSION, "args": asdict(agent.args)}
     content |= {"dims": agent.dims, "agent": agent.state_dict()} | training
     temporary = path.with_suffix(".tmp")
@@ -730,7 +728,7 @@ def check_changes(args: Args, saved: dict, may_change: set[str]) -> set[str]:
 
 
 def load_run(folder: Path, agent: Agent, buffer: ReplayBuffer) -> tuple[int, float]:
-    """Takes both to the last checkpoint, if any; returns its step and best evaluation."""
+    """Loads the last checkpoint, if any, into both; returns its step and best evaluation."""
     if not (folder / "checkpoint.pt").exists():
         return 0, -math.inf
     saved = load_checkpoint(folder / "checkpoint.pt")
@@ -752,7 +750,7 @@ def main(args: Args, run_dir: Path) -> None:
     args = replace(resolve(args), resume=None)
     folder = Path(run_dir).absolute()  # A task may change the working directory.
     with closing(make_envs(args, args.num_envs, args.async_envs)) as envs:
-        envs.reset(seed=derive_seed(args.seed))  # Does it work?
+        check_finite(0, {"obs": envs.reset(seed=derive_seed(args.seed))[0]})  # Does it work?
         obs_dim = envs.single_observation_space.shape[0]
         act_dim = math.prod(envs.single_action_space.shape)
         buffer = ReplayBuffer(args.buffer_size, obs_dim, act_dim, args.device)
@@ -764,7 +762,7 @@ def main(args: Args, run_dir: Path) -> None:
             try:
                 train(folder, agent, buffer, envs, begin)
             except BaseException as error:
-                error.add_note(f"--resume {run_dir} goes on from the last checkpoint")
+                error.add_note(f"--resume {run_dir} goes on from the last checkpoint, if any")
                 raise
 
 
@@ -862,8 +860,9 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: VectorEnv, beg
                     save(folder / "best.pt", agent, update=update + 1)
 
 
-def run(args: Args) -> None:
-    """Trains, goes on with a run, or evaluates one."""
+def run() -> None:
+    """Trains, goes on with a run, or evaluates one, as sys.argv says."""
+    args = tyro.cli(Args)
     path = args.evaluate if args.resume is None else args.resume
     if path is None:
         task, now = args.env_id.split(":")[-1], f"{datetime.now():%Y%m%d-%H%M%S-%f}"
@@ -890,7 +889,7 @@ def run_command_line() -> None:
     """What cannot be begun is one line on stderr and exit code 2."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
-        run(tyro.cli(Args))
+        run()
     except (Exception, KeyboardInterrupt) as error:
         notes = getattr(error, "__notes__", [])  # main adds one in training.
         stopped = isinstance(error, KeyboardInterrupt)

@@ -2,8 +2,8 @@
 # The commands of all published runs, block by block. Together they take very long, so copy the
 # block that you need. Some loops name a few combinations more than were run. The columns `commit`
 # of results/*.csv say which version of the scripts made a run: older ones seeded the environments
-# in another way, and had another entropy interval by default. Where that matters, it is written out
-# here.
+# in another way, learned from the newest step, too, and had another entropy interval by default.
+# Where the interval matters, it is written out here.
 echo "commands.sh: copy a block instead of running all" >&2
 exit 2
 

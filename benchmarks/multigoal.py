@@ -158,7 +158,7 @@ def trade(runs: pd.DataFrame) -> None:
         sizes = np.where(group.total_timesteps > SHORT, 120, 36)
         style = {"color": COLOURS[label], "marker": MARKERS[label], "alpha": 0.6}
         axis.scatter(group["return"], group.coverage, sizes, label=label, **style)
-    axis.set(xlabel="return", ylabel="coverage of 6 goals", xlim=(-230, -100))
+    axis.set(xlabel="return", ylabel="coverage of 6 goals", xlim=(-280, -100))
     axis.grid(alpha=0.25)
     legend = axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     for handle in legend.legend_handles:

@@ -154,5 +154,5 @@ def test_a_nan_in_training(algo, work, monkeypatch, what):
     monkeypatch.setattr(algo.Agent, "update", broken)
     ended = command(algo, *tiny(**REACH, checkpoint_interval=30))
     name, step = {"loss": ("actor_loss", 120), "weight": ("target_critic.q1.0.weight", 100)}[what]
-    error = f"FloatingPointError: NaN or infinity in {name} at environment step {step}"
+    error = f"FloatingPointError: NaN or infinity in {name} at step {step}"
     failed(ended, the_run(), error)

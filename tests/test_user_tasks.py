@@ -267,10 +267,10 @@ def test_a_task_that_cannot_be_made(run, how):
 
 
 NOT_FINITE = {
-    ("NaN reward", "step"): "NaN or infinity in reward at environment step 60",
-    ("huge reward", "step"): "NaN or infinity in reward at environment step 60",
-    ("NaN observation", "step"): "NaN or infinity in next_obs at environment step 60",
-    ("NaN observation", "reset"): "NaN or infinity in obs at environment step 42",
+    ("NaN reward", "step"): "NaN or infinity in reward at step 60",
+    ("huge reward", "step"): "NaN or infinity in reward at step 60",
+    ("NaN observation", "step"): "NaN or infinity in next_obs at step 60",
+    ("NaN observation", "reset"): "NaN or infinity in obs at step 42",
 }
 
 
@@ -279,6 +279,11 @@ def test_what_is_not_finite_is_named(run, how, where):
     """Numbers beyond single precision are not, either."""
     ended = run("Fails", {"how": how, "where": where})
     failed(ended, the_run(), f"FloatingPointError: {NOT_FINITE[how, where]}")
+
+
+def test_a_first_observation_that_is_infinite(run):
+    refused(run("Blind"), "FloatingPointError: NaN or infinity in obs at step 0")
+    assert not Path("runs").exists()
 
 
 @sync_and_async
@@ -322,7 +327,7 @@ def test_a_worker_that_cannot_start(run):
 def test_a_rare_failure_is_passed_with_another_seed(algo, run):
     ended = run("Breaks", total_timesteps=240, eval_episodes=0)
     run_dir = the_run()
-    failed(ended, run_dir, "FloatingPointError: NaN or infinity in reward at environment step ")
+    failed(ended, run_dir, "FloatingPointError: NaN or infinity in reward at step ")
     what = ended.err.splitlines()[-2]
     again = command(algo, "--resume", run_dir)
     failed(again, run_dir, what)
@@ -332,7 +337,7 @@ def test_a_rare_failure_is_passed_with_another_seed(algo, run):
 
 
 IN_EVALUATIONS = {
-    "NaN reward": "FloatingPointError: NaN or infinity in an evaluation's reward at environment",
+    "NaN reward": "FloatingPointError: NaN or infinity in an evaluation's reward at step",
     "exits": RAISES["exits"],
 }
 
@@ -351,7 +356,7 @@ def test_a_task_that_fails_in_an_evaluation(algo, run, monkeypatch, how):
 def test_imported_it_raises_ordinary_exceptions(algo, tiny_args):
     with pytest.raises(ValueError, match="TransformAction"):
         train(algo, tiny_args(env_id="CartPole-v1"))
-    with pytest.raises(FloatingPointError, match="in reward at environment step 60"):
+    with pytest.raises(FloatingPointError, match="in reward at step 60"):
         train(algo, tiny_args(env_id="user_envs:Fails-v0", env_kwargs='{"how": "NaN reward"}'))
 
 
