@@ -628,7 +628,7 @@ def resolve(args: Args) -> Args:
     by_task = DEFAULTS | TASKS.get(args.env_id.split(":")[-1].rsplit("-v", 1)[0], {})
     missing = {name: value for name, value in by_task.items() if getattr(args, name) is None}
     args = replace(args, **missing, env_id=str(args.env_id), device=str(args.device))
-    for field in fields(args):
+    for field in fields(args):  # Numbers are checked, and made plain.
         name, value = field.name, getattr(args, field.name)
         is_count = field.type in (int, int | None, tuple[int, ...] | None)
         if value is None or not (is_count or field.type in (float, float | None)):
@@ -657,7 +657,7 @@ def resolve(args: Args) -> Args:
 def make_agent(args: Args, obs_dim: int, act_dim: int) -> Agent:
     """A new agent. Where compiling its update fails, it goes without."""
     torch.compiler.reset()  # PyTorch limits compilations in a process.
-    torch.manual_seed(args.seed)  # of the initial weights
+    torch.manual_seed(args.seed)
     agent = Agent(obs_dim, act_dim, args)
     if not args.compile:
         return agent
