@@ -257,7 +257,7 @@ def m_step(x: Tensor, resp: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """w_k = mean_n r_kn, (S, K), mu_k = E_k[x], (S, K, d), and the Cholesky factors (S, K, d, d) of
     Sigma_k = E_k[x x^T] - mu_k mu_k^T + 1e-6 I. E_k weighs the samples by r_kn."""
     (S, d, n), K = x.shape, resp.shape[1]
-    count = resp.sum(-1) + 1e-12  # (S, K); it divides.
+    count = resp.sum(-1) + 1e-12  # (S, K), never 0
     mean = resp @ x.mT / count[..., None]
     weighted = resp[:, :, None] * x[:, None]  # (S, K, d, n)
     moment = (weighted.flatten(1, 2) @ x.mT).view(S, K, d, d) / count[..., None, None]
