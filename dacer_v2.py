@@ -62,14 +62,14 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-ALGORITHM, VERSION = "dacer_v2", 2  # in checkpoints
+ALGORITHM, VERSION = "dacer_v2", 2
 SCRIPT = Path(globals().get("__file__", f"{ALGORITHM}.py"))  # A notebook's cell has no file.
 
 
 @dataclass
 class Args:
     env_id: str = "Hopper-v4"  # Gymnasium task; module:Name-v0 imports the module
-    env_kwargs: str = "{}"  # its arguments as JSON: '{"max_episode_steps": 1000}'
+    env_kwargs: str = "{}"  # its arguments: '{"max_episode_steps": 1000}'
     seed: int = 1  # of networks, noise, replay samples and environments
     total_timesteps: int = 30_000_000  # environment steps, warm-up included
     num_envs: int = 20  # environments; one update per step of all of them
@@ -85,7 +85,7 @@ class Args:
     hidden_sizes: tuple[int, ...] | None = None  # of the hidden layers
     learning_starts: int | None = None  # environment steps with random actions
     entropy_interval: int | None = None  # updates per step of alpha; None: 1/150 of all
-    entropy_samples: int = 200  # actions per state for the entropy estimate
+    entropy_samples: int = 200  # actions per state, for the entropy
     learning_rate: float = 1e-4  # Adam's, of policy and critics
     alpha_lr: float = 0.03  # Adam's, of log_alpha
     batch_size: int = 256  # transitions per update
@@ -242,7 +242,7 @@ def k_means(actions: Tensor, K: int, rng: torch.Generator | None) -> Tensor:
     """Clusters of samples (S, n, d), one-hot (S, K, n): k-means from the start of k-means++."""
     centres = actions[:, :1]  # (S, 1, d); the samples are in no order.
     for _ in range(K - 1):
-        distance = torch.cdist(actions, centres).amin(-1)  # to the nearest centre, (S, n)
+        distance = torch.cdist(actions, centres).amin(-1)  # (S, n)
         # 1e-20 is for samples that are all the same.
         chosen = torch.multinomial(distance.square() + 1e-20, 1, generator=rng)  # (S, 1)
         centres = torch.cat([centres, actions.take_along_dim(chosen[..., None], 1)], 1)
@@ -298,7 +298,7 @@ class Agent(nn.Module):
         self.target_entropy = -0.9 * act_dim
         self.register_buffer("omega", torch.zeros(2))  # running means of the critics' stds
         self.to(args.device, torch.float32)
-        self.rng = torch.Generator(args.device)  # of all draws
+        self.rng = torch.Generator(args.device)
         networks = [*self.policy.parameters(), *self.critic.parameters()]
         self.optimizer = torch.optim.Adam(networks, args.learning_rate, fused=True)
         self.optimizer.add_param_group({"params": [self.log_alpha], "lr": args.alpha_lr})
@@ -441,7 +441,7 @@ class Agent(nn.Module):
         omega, others = self.backward(batch, self.draw(len(batch.obs)), update_policy)
         self.omega.copy_(omega)
         for name, value in others.items():
-            stats[name] = value.clone()  # A CUDA graph reuses its results.
+            stats[name] = value.clone()  # as in act
         self.optimizer.step()  # It moves what has a gradient.
         if update_policy:
             for target, critic in zip(self.target_critic.parameters(), self.critic.parameters()):
@@ -468,14 +468,14 @@ TIMEOUT = 600.0  # seconds for a reset or step in other processes
 EVAL_STEPS = 10_000  # Evaluations cut there; a task's higher limit wins.
 LIMIT = """set a limit: --env-kwargs '{"max_episode_steps": 1000}'"""
 CHANGE_RESULTS = {"seed", "device", "compile", "checkpoint_interval", "buffer_size"}
-MAY_CHANGE = {"async_envs", "eval_episodes", "total_timesteps", "resume"} | CHANGE_RESULTS
+MAY_CHANGE = {"async_envs", "eval_episodes", "exp_name", "total_timesteps"} | CHANGE_RESULTS
 
 
 def say(text: str) -> None:
     """Prints at once. Training goes on when nobody can read it."""
     try:
         print(text, flush=True)
-    except (OSError, ValueError):  # The terminal or pipe is gone.
+    except (OSError, ValueError):
         sys.stdout = None
 
 
@@ -483,12 +483,12 @@ class ReplayBuffer:
     """Ring buffer of transitions. On a CPU, rows not yet used take no memory."""
 
     def __init__(self, capacity: int, obs_dim: int, act_dim: int, device: str):
-        limits = [math.inf]  # of machine and container
+        limits = [math.inf]
         with suppress(AttributeError):  # Windows has no sysconf.
             limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-        with suppress(OSError, ValueError):  # no container, or no limit
+        with suppress(OSError, ValueError):  # no limit
             limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-        row = 4 * (2 * obs_dim + act_dim + 2)  # bytes of a transition
+        row = 4 * (2 * obs_dim + act_dim + 2)
         if device.startswith("cpu") and capacity * row > min(limits):
             raise ValueError(f"no memory: try --buffer-size {min(limits) // row // 2}")
         shapes = Batch((obs_dim,), (act_dim,), (), (obs_dim,), ())
@@ -654,7 +654,7 @@ def load_checkpoint(path: str | Path) -> dict:
         content = torch.load(file, "cpu", weights_only=True, mmap=True)
         if (content["algorithm"], content["version"]) != (ALGORITHM, VERSION):
             raise ValueError(f"it was made by {content['algorithm']}.py {content['version']}")
-        return content
+        return content | {"args": asdict(Args(**content["args"]))}
     except Exception as error:
         raise ValueError(f"no {ALGORITHM} checkpoint {file}: {error!r}"[:300]) from error
 
@@ -667,12 +667,12 @@ def load_agent(path: str | Path, device: str = "cpu", compile: bool = False) -> 
     return agent
 
 
-def resolve(args: Args) -> Args:
-    """The arguments, completed by task; ValueError if they cannot work."""
-    by_task = DEFAULTS | TASKS.get(args.env_id.split(":")[-1].rsplit("-v", 1)[0], {})
-    missing = {name: value for name, value in by_task.items() if getattr(args, name) is None}
+def resolve(args: Args, **saved: object) -> Args:
+    """Arguments completed as saved or by task; ValueError if they cannot work."""
+    known = DEFAULTS | TASKS.get(args.env_id.split(":")[-1].rsplit("-v", 1)[0], {}) | saved
+    missing = {name: value for name, value in known.items() if getattr(args, name) is None}
     args = replace(args, **missing, env_id=str(args.env_id), device=str(args.device))
-    for field in fields(args):  # Numbers are checked, and made plain.
+    for field in fields(args):  # Numbers are checked and made plain.
         name, value = field.name, getattr(args, field.name)
         is_count = field.type in (int, int | None, tuple[int, ...] | None)
         if value is None or not (is_count or field.type in (float, float | None)):
@@ -690,7 +690,11 @@ def resolve(args: Args) -> Args:
     if updates < 1:
         raise ValueError("--total-timesteps leaves no update after --learning-starts")
     if args.entropy_interval is None:
-        args.entropy_interval = max(100, updates // 150)  # the papers': 10,000 of 1.5 million
+        args.entropy_interval = max(100, updates // 150)  # as in the papers
+    try:
+        args.env_kwargs = json.dumps(dict(json.loads(args.env_kwargs)))
+    except Exception as error:
+        raise ValueError(f"--env-kwargs is no JSON object: {error}") from error
     try:  # The entropy takes doubles.
         torch.ones(1, dtype=torch.float64, device=args.device) + 1
     except Exception as error:
@@ -728,12 +732,8 @@ def check_changes(args: Args, saved: dict, may_change: set[str]) -> set[str]:
 
 
 def load_run(folder: Path, agent: Agent, buffer: ReplayBuffer) -> tuple[int, float]:
-    """Loads the last checkpoint, if any, into both; returns its step and best evaluation."""
-    if not (folder / "checkpoint.pt").exists():
-        return 0, -math.inf
+    """Loads the checkpoint into both; returns its step and best evaluation."""
     saved = load_checkpoint(folder / "checkpoint.pt")
-    if check_changes(agent.args, saved["args"], MAY_CHANGE) & CHANGE_RESULTS:
-        say("from here on, results differ from those of the unchanged run")
     agent.load_state_dict(saved["agent"])
     agent.optimizer.load_state_dict(deepcopy(saved["optimizer"]))  # Else it stays mapped.
     rows, count = saved["rows"], saved["count"]
@@ -747,17 +747,20 @@ def load_run(folder: Path, agent: Agent, buffer: ReplayBuffer) -> tuple[int, flo
 
 def main(args: Args, run_dir: Path) -> None:
     """Trains in the folder run_dir, or goes on from the checkpoint there."""
-    args = replace(resolve(args), resume=None)
     folder = Path(run_dir).absolute()  # A task may change the working directory.
+    saved = load_checkpoint(folder / "checkpoint.pt")["args"] if any(folder.glob("*.pt")) else {}
+    args = replace(resolve(args, **saved), resume=None)
+    if check_changes(args, saved, MAY_CHANGE) & CHANGE_RESULTS:
+        say("from here on, results differ from those of the unchanged run")
     with closing(make_envs(args, args.num_envs, args.async_envs)) as envs:
-        check_finite(0, {"obs": envs.reset(seed=derive_seed(args.seed))[0]})  # Does it work?
+        check_finite(0, {"obs": envs.reset(seed=derive_seed(args.seed))[0]})
         obs_dim = envs.single_observation_space.shape[0]
         act_dim = math.prod(envs.single_action_space.shape)
         buffer = ReplayBuffer(args.buffer_size, obs_dim, act_dim, args.device)
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "training.lock", timeout=0):
             agent = make_agent(args, obs_dim, act_dim)
-            begin = load_run(folder, agent, buffer)
+            begin = load_run(folder, agent, buffer) if saved else (0, -math.inf)
             (folder / "args.json").write_text(json.dumps(asdict(agent.args), indent=2))
             try:
                 train(folder, agent, buffer, envs, begin)
@@ -778,7 +781,6 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: VectorEnv, beg
     start = time.monotonic()
     eval_envs = make_envs(args, min(args.eval_episodes, n)) if args.eval_episodes else None
     writer = SummaryWriter(folder, purge_step=first * n + 1)  # hides later logs
-    log = writer.add_scalar
     with writer, closing(eval_envs) if eval_envs else nullcontext():
         for step in range(first, last + 1):
             update = step - warmup  # negative in the warm-up
@@ -834,15 +836,16 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: VectorEnv, beg
                 continue
 
             # Log.
-            if (update + 1) % 100 == 0 or step + 1 == last:
+            saves = (update + 1) % args.checkpoint_interval == 0 or step + 1 == last
+            if (update + 1) % 100 == 0 or saves:
                 check_finite(steps, stats)
                 stats["alpha"] = agent.log_alpha.exp()
                 for name, value in stats.items():
-                    log(f"losses/{name}", value.item(), steps)
+                    writer.add_scalar(f"losses/{name}", value.item(), steps)
                 speed = (steps - first * n) / (time.monotonic() - start)
-                log("charts/SPS", speed, steps)
+                writer.add_scalar("charts/SPS", speed, steps)
                 if finished:
-                    log("charts/episodic_return", np.mean(finished), steps)
+                    writer.add_scalar("charts/episodic_return", np.mean(finished), steps)
                 finished, stats = [], {}
                 if (update + 1) % 1000 == 0:
                     say(f"{steps:,} of {last * n:,} steps, {speed:.0f} a second")
@@ -853,7 +856,7 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: VectorEnv, beg
                 act = make_actor(agent.policy, space, seed)
                 played, scores = evaluate(act, eval_envs, args.eval_episodes, seed)
                 for name, score in scores.items():
-                    log(f"eval/{name}", score, steps)
+                    writer.add_scalar(f"eval/{name}", score, steps)
                 say(f"{steps:,} steps: evaluation {played.mean():.1f} +- {played.std():.1f}")
                 if scores["episodic_return"] > best:
                     best = scores["episodic_return"]
@@ -870,18 +873,16 @@ def run() -> None:
         return main(args, Path("runs", name.replace("/", "_")))
     folder = Path(path).parent if Path(path).name == "checkpoint.pt" else Path(path)
     saved = load_checkpoint(path if args.resume is None else folder / "checkpoint.pt")["args"]
-    args = tyro.cli(Args, default=Args(**saved))  # with the run's as defaults
+    args = tyro.cli(Args, default=Args(**saved))
     if args.resume is not None:
-        check_changes(resolve(args), saved, MAY_CHANGE)  # before compiling
         return main(args, folder)
     check_changes(args, saved, {"evaluate", "env_kwargs", "eval_episodes"} | CHANGE_RESULTS)
     args = resolve(args)
-    if args.eval_episodes == 0:
-        raise ValueError("--evaluate needs --eval-episodes")
     policy, seed = load_agent(path, args.device).policy, derive_seed(args.seed)
-    with closing(make_envs(args, min(args.eval_episodes, args.num_envs))) as envs:
+    episodes = args.eval_episodes or 10  # 0: for training
+    with closing(make_envs(args, min(episodes, args.num_envs))) as envs:
         act = make_actor(policy, envs.single_action_space, seed)
-        returns, _ = evaluate(act, envs, args.eval_episodes, seed)
+        returns, _ = evaluate(act, envs, episodes, seed)
     print(f"{args.env_id}, {len(returns)} episodes: {returns.mean():.1f} +- {returns.std():.1f}")
 
 

@@ -5,6 +5,7 @@
 Without a display, set MUJOCO_GL=egl or MUJOCO_GL=osmesa. It takes Pillow, which matplotlib brings.
 """
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,9 +37,9 @@ def main(args: Args) -> None:
         agent = dacer_v2.load_agent(args.run)
     except ValueError:
         agent = dacer.load_agent(args.run)
-    env = gym.make(
-        agent.args.env_id, render_mode="rgb_array", width=400, height=300, camera_name=args.camera
-    )
+    kwargs = json.loads(agent.args.env_kwargs)
+    kwargs |= {"width": 400, "height": 300, "camera_name": args.camera}
+    env = gym.make(agent.args.env_id, render_mode="rgb_array", **kwargs)
     act = dacer.make_actor(agent.policy, env.action_space)
     obs, _ = env.reset(seed=args.seed)
     frames = []

@@ -1,6 +1,7 @@
 """What is interrupted goes on bit for bit, and nothing that was saved is lost."""
 
 import json
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -126,6 +127,46 @@ def test_arguments_that_would_change_the_run(algo, tiny_args):
     assert {path.name: path.read_bytes() for path in run_dir.iterdir()} == before
 
 
+def test_the_same_call_with_more_steps(algo, tiny_args):
+    """What was left to the task or to the length of the run stays as it was; so does what means
+    the same in other words."""
+    args = tiny_args(env_id="multigoal_env:MultiGoal-v0", env_kwargs='{"num_goals":4}')
+    run_dir = train(algo, args)
+    before = algo.load_checkpoint(run_dir / "checkpoint.pt")["args"]
+    args = replace(args, env_kwargs='{"num_goals": 4}', exp_name="renamed", entropy_interval=None)
+    train(algo, replace(args, total_timesteps=200))
+    after = algo.load_checkpoint(run_dir / "checkpoint.pt")
+    assert after["step"] == 100
+    assert after["args"] == before | {"total_timesteps": 200, "exp_name": "renamed"}
+
+
+def test_defaults_that_depend_on_the_length(algo, tiny_args):
+    args = tiny_args(**REACH, entropy_interval=None, total_timesteps=60_000)
+    before = asdict(algo.resolve(args))
+    longer = replace(args, total_timesteps=600_000)
+    assert algo.resolve(longer).entropy_interval > before["entropy_interval"]
+    assert algo.resolve(longer, **before).entropy_interval == before["entropy_interval"]
+
+
+def test_policies_without_a_checkpoint_are_not_overwritten(algo, tiny_args):
+    run_dir = train(algo, tiny_args(**REACH))
+    (run_dir / "checkpoint.pt").unlink()
+    before = {path.name: path.read_bytes() for path in run_dir.iterdir()}
+    with pytest.raises(ValueError, match="no dacer_v2 checkpoint .*checkpoint.pt: FileNotFound"):
+        train(algo, tiny_args(**REACH))
+    assert {path.name: path.read_bytes() for path in run_dir.iterdir()} == before
+
+
+@pytest.mark.parametrize("interval", [50, 150, 5000])
+def test_a_checkpoint_loses_no_statistics(algo, tiny_args, interval):
+    """It begins them anew, so they are logged before."""
+    args = tiny_args(**REACH, total_timesteps=1060, checkpoint_interval=interval)
+    args = replace(args, entropy_interval=100, eval_episodes=0)
+    curves = outcome(train(algo, args))["curves"]
+    alphas = [value for _, value in curves["losses/alpha"]]
+    assert len(curves["losses/entropy"]) == len(set(alphas)) == 6
+
+
 def test_the_first_command_may_be_repeated(algo, work):
     """Also where the warm-up was rounded up to whole steps of all environments."""
     typed = tiny(**REACH, learning_starts=41)
@@ -142,7 +183,7 @@ def test_learning_rates_with_which_it_diverges(algo, work):
 
 @pytest.mark.parametrize("what", ["loss", "weight"])
 def test_a_nan_in_training(algo, work, monkeypatch, what):
-    """It is found at the next log of losses, or before the next checkpoint."""
+    """It is found before the next checkpoint."""
     update = algo.Agent.update
 
     def broken(self, batch, number):
@@ -153,6 +194,6 @@ def test_a_nan_in_training(algo, work, monkeypatch, what):
 
     monkeypatch.setattr(algo.Agent, "update", broken)
     ended = command(algo, *tiny(**REACH, checkpoint_interval=30))
-    name, step = {"loss": ("actor_loss", 120), "weight": ("target_critic.q1.0.weight", 100)}[what]
-    error = f"FloatingPointError: NaN or infinity in {name} at step {step}"
+    name = {"loss": "actor_loss", "weight": "target_critic.q1.0.weight"}[what]
+    error = f"FloatingPointError: NaN or infinity in {name} at step 100"
     failed(ended, the_run(), error)
