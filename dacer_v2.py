@@ -746,12 +746,12 @@ def load_run(folder: Path, agent: Agent, buffer: ReplayBuffer) -> tuple[int, flo
 
 
 def main(args: Args, run_dir: Path) -> None:
-    """Trains in the folder run_dir, or goes on from the checkpoint there."""
+    """Trains in the folder run_dir. If it has .pt files, goes on from checkpoint.pt."""
     folder = Path(run_dir).absolute()  # A task may change the working directory.
     saved = load_checkpoint(folder / "checkpoint.pt")["args"] if any(folder.glob("*.pt")) else {}
     args = replace(resolve(args, **saved), resume=None)
     if check_changes(args, saved, MAY_CHANGE) & CHANGE_RESULTS:
-        say("from here on, results differ from those of the unchanged run")
+        say("results will differ from those of the unchanged run")
     with closing(make_envs(args, args.num_envs, args.async_envs)) as envs:
         check_finite(0, {"obs": envs.reset(seed=derive_seed(args.seed))[0]})
         obs_dim = envs.single_observation_space.shape[0]
