@@ -78,7 +78,7 @@ class Args:
     hidden_sizes: tuple[int, ...] | None = None  # of the hidden layers
     learning_starts: int | None = None  # environment steps with random actions
     entropy_interval: int | None = None  # updates per step of alpha; None: 1/150 of all
-    entropy_samples: int = 200  # actions per state, for the entropy
+    entropy_samples: int = 200  # actions per state for the entropy
     learning_rate: float = 1e-4  # Adam's, of policy and critics
     alpha_lr: float = 0.03  # Adam's, of log_alpha
     batch_size: int = 256  # transitions per update
