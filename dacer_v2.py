@@ -20,8 +20,8 @@ get, too. An update computes all gradients before any parameter moves:
     critics:  the means m_i(s, a) and stds sigma_i(s, a), i = 1, 2, of the return by DSAC's loss,
               with y = reward_scale r + gamma (1 - terminated) min_i m_i'(s', a'), a' ~ policy(s')
     policy:   minimise -min_i m_i(s, a), a ~ policy(s), through all T steps,
-              + eta |w(t) g / |g| + eps_theta(s, a_t, t)|^2, g = grad_a min_i m_i(s, a_t),
-              w(t) = exp(c t + d), at one random t of that chain, with a_t = x_t and g held
+              + eta |w(t) g / |g| + eps_theta(s, x_t, t)|^2, g = grad_a min_i m_i(s, a) at x_t,
+              w(t) = exp(c t + d), at one random t of each chain, with x_t and g held
               constant, so that each step learns to move up the Q-gradient field
     targets:  m_i' and sigma_i' come from Polyak averages of the critics
     alpha:    log_alpha <- log_alpha - Adam(H - H_target), H_target = -0.9 dim(a); a Gaussian
@@ -72,18 +72,18 @@ class Args:
     env_kwargs: str = "{}"  # its arguments: '{"max_episode_steps": 1000}'
     seed: int = 1  # of networks, noise, replay samples and environments
     total_timesteps: int = 30_000_000  # environment steps, warm-up included
-    num_envs: int = 20  # environments; one update per step of all of them
+    num_envs: int = 20  # environments; an update per step of them all
     async_envs: bool = False  # each environment in a process of its own
     device: str = "cuda" if torch.cuda.is_available() else "cpu"  # of networks and buffer
     compile: bool = True  # takes a minute or two, then up to twice as fast
     exp_name: str = SCRIPT.stem  # part of the folder's name
     diffusion_steps: int = 5  # T
     q_grad_weight: float | None = None  # eta; 0: DACER with T steps; None: by task
-    time_weight_c: float | None = None  # c of the time weight w(t) = exp(c t + d)
-    time_weight_d: float | None = None  # d of the time weight; c = d = 0: w = 1
+    time_weight_c: float | None = None  # c of w(t) = exp(c t + d); None: by task
+    time_weight_d: float | None = None  # d of w(t); c = d = 0: w = 1; None: by task
     noise_scale: float | None = None  # lambda; None: by task
-    hidden_sizes: tuple[int, ...] | None = None  # of the hidden layers
-    learning_starts: int | None = None  # environment steps with random actions
+    hidden_sizes: tuple[int, ...] | None = None  # of hidden layers; None: by task
+    learning_starts: int | None = None  # random first steps; None: by task
     entropy_interval: int | None = None  # updates per step of alpha; None: 1/150 of all
     entropy_samples: int = 200  # actions per state for the entropy
     learning_rate: float = 1e-4  # Adam's, of policy and critics
@@ -117,7 +117,7 @@ TASKS["MultiGoal"] |= {"q_grad_weight": 2.0, "time_weight_c": 0.0, "time_weight_
 
 
 class Mish(nn.Module):
-    """mish(x) = x tanh(softplus(x)) = x n / (n + 2), n = e^x (e^x + 2), faster if compiled."""
+    """F.mish: x tanh(softplus(x)) = x n / (n + 2), n = e^x (e^x + 2), faster if compiled."""
 
     def forward(self, x: Tensor) -> Tensor:
         e = x.clamp(max=20.0).exp()  # Beyond 20 the quotient is 1.
@@ -215,7 +215,7 @@ class TwinCritic(nn.Module):
 
 
 def mixture_entropy(actions: Tensor, K: int = 3, rng: torch.Generator | None = None) -> Tensor:
-    """DACER's estimate of S entropies (S,), in nats, from samples (S, n, d) of each distribution.
+    """DACER's estimate of the entropies (S,), in nats, of S distributions from samples (S, n, d).
 
     H = sum_k w_k (0.5 log((2 pi e)^d |Sigma_k|) - log w_k) of Gaussian mixtures, which EM fits to
     all S sets of samples at once. The covariances' 1e-6 and the stopping rule (1e-3,
@@ -223,13 +223,13 @@ def mixture_entropy(actions: Tensor, K: int = 3, rng: torch.Generator | None = N
     """
     x = actions.mT.double().contiguous()  # (S, d, n); thin covariances need doubles.
     weight, mean, chol = m_step(x, k_means(actions, K, rng).double())
-    likelihood = x.new_full((len(x),), -math.inf)
+    log_lik = x.new_full((len(x),), -math.inf)
     active = torch.arange(len(x), device=x.device)  # whose likelihood still changes
     for _ in range(100):
         resp, now = e_step(x[active], weight[active], mean[active], chol[active])
         weight[active], mean[active], chol[active] = m_step(x[active], resp)
-        change = (now - likelihood[active]).abs()
-        likelihood[active] = now
+        change = (now - log_lik[active]).abs()
+        log_lik[active] = now
         active = active[change >= 1e-3]
         if len(active) == 0:
             break
@@ -326,8 +326,8 @@ class Agent(nn.Module):
         y_b     = m_i + clip(y_z - m_i, -3 omega_i, 3 omega_i)
         omega_i = running mean of mean(sigma_i),  z ~ N(0, 1)
 
-        The [] are held constant. But for the 0.1 they are d/dm_i log N(y; m_i, sigma_i) and
-        d/dsigma_i log N(y_b; m_i, sigma_i). omega_i^2 undoes their scale. 0.1 and 3 are DSAC's.
+        omega_i and the [] are held constant. But for 0.1 the [] are d/dm_i log N(y; m_i, sigma_i)
+        and d/dsigma_i log N(y_b; m_i, sigma_i). omega_i^2 undoes their scale. 0.1, 3: DSAC's.
         """
         args = self.args
         with torch.no_grad():
@@ -372,7 +372,7 @@ class Agent(nn.Module):
         action = (chain[0] + self.noise_std() * noise[0]).clamp(-1, 1)
         loss = -self.min_q(batch.obs, action).mean()
         stats = {"q_loss": loss.detach()}
-        if self.args.q_grad_weight > 0:
+        if t is not None:  # eta > 0
             q_grad_loss, q_grad_stats = self.q_grad_loss(batch.obs, *parts, chain, t)
             loss = loss + self.args.q_grad_weight * q_grad_loss
             stats |= q_grad_stats
@@ -427,7 +427,7 @@ class Agent(nn.Module):
         if self.args.q_grad_weight == 0:
             return next_noise, z, noise
         t = torch.randint(1, self.policy.T + 1, (B,), device=z.device, generator=self.rng)
-        return next_noise, z, noise, t  # one step of each chain, for q_grad_loss
+        return next_noise, z, noise, t  # t: a step of each chain, for q_grad_loss
 
     @torch.enable_grad()  # A task may have disabled it.
     def update(self, batch: Batch, number: int) -> dict[str, Tensor]:
@@ -450,7 +450,7 @@ class Agent(nn.Module):
 
 
 def compile_agent(agent: Agent) -> None:
-    """Makes updates and actions faster, the same but for rounding. Can go, with its call."""
+    """Makes updates and actions faster; only rounding differs. Can go."""
     cpu = agent.args.device.startswith("cpu")
     # Padded gradients have gaps, which fused Adam refuses.
     options = {"triton.cudagraphs": not cpu, "shape_padding": False}
@@ -458,14 +458,14 @@ def compile_agent(agent: Agent) -> None:
     during_calls = torch._dynamo.config.patch(trace_autograd_ops=True)  # compiles .backward()
     agent.backward = MethodType(during_calls(backward), agent)
     options = options | {"cpp_wrapper": cpu}  # C++ calls an action's kernels faster than Python.
-    options["post_grad_fusion_options"] = {"decompose_mm_pass": {}}  # sums for single actions
+    options["post_grad_fusion_options"] = {"decompose_mm_pass": {}}  # sums for 1-row products
     agent.policy.compile(dynamic=False, options=options)
 
 
 # ======== Around it: environments, evaluation, saving, training ========
 
 TIMEOUT = 600.0  # seconds for a reset or step in other processes
-EVAL_STEPS = 10_000  # Evaluations cut there; a task's higher limit wins.
+EVAL_STEPS = 10_000  # longest evaluated episode, if a task sets no more
 LIMIT = """set a limit: --env-kwargs '{"max_episode_steps": 1000}'"""
 CHANGE_RESULTS = {"seed", "device", "compile", "checkpoint_interval", "buffer_size"}
 MAY_CHANGE = {"async_envs", "eval_episodes", "exp_name", "total_timesteps"} | CHANGE_RESULTS
@@ -495,7 +495,7 @@ class ReplayBuffer:
         like = {"dtype": torch.float32, "device": device}
         self.data = Batch(*(torch.empty(capacity, *shape, **like) for shape in shapes))
         self.capacity, self.device = capacity, device
-        self.count = 0  # of all that were added
+        self.count = 0  # rows ever added
 
     def add(self, *transitions: np.ndarray | Tensor) -> None:
         """Stores n transitions, given as the fields of `Batch`, (n, ...) each."""
@@ -511,7 +511,7 @@ class ReplayBuffer:
 
 
 class Plain(gym.wrappers.FlattenObservation):
-    """What training takes of a task: flat copies of observations, numbers, no `info`."""
+    """What training sees of a task: flat copies of observations, float rewards, no `info`."""
 
     def __init__(self, args: Args):
         super().__init__(self.call(gym.make, args.env_id, **json.loads(args.env_kwargs)))
@@ -678,9 +678,9 @@ def resolve(args: Args, **saved: object) -> Args:
         if value is None or not (is_count or field.type in (float, float | None)):
             continue
         least = 1 if is_count and name not in ("seed", "learning_starts", "eval_episodes") else 0
-        least = -100 if name.startswith("time_weight") else least  # exponents
+        least = -100 if name.startswith("time_weight") else least  # any sign
         most = 1 if name in ("gamma", "tau") else 10**15
-        exact = np.array(value, int if is_count else float)
+        exact = np.array(value, int if is_count else float, ndmin=name == "hidden_sizes")
         if not exact.size or np.any((exact != value) | (exact < least) | (exact > most)):
             raise ValueError(f"{name} must be {least} to {most}, but it is {value}")
         setattr(args, name, tuple(exact.tolist()) if exact.ndim else exact.item())
@@ -786,7 +786,7 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: VectorEnv, beg
             update = step - warmup  # negative in the warm-up
             steps = (step + 1) * n
 
-            # Save, and start anew from (seed, step), as a run resumed here does.
+            # Save, and start anew from (seed, step), as resuming here does.
             if step in (first, last) or update % args.checkpoint_interval == 0:
                 check_finite(step * n, agent.state_dict())
                 writer.flush()
@@ -814,11 +814,11 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: VectorEnv, beg
             if args.async_envs:
                 envs.step_async(sent)
 
-            # Update, on what is stored so far.
+            # Update on what is stored.
             if update >= 0:
                 stats |= agent.update(buffer.sample(args.batch_size, agent.rng), update)
 
-            # Step, and store.
+            # Step and store.
             result = envs.step_wait(TIMEOUT) if args.async_envs else envs.step(sent)
             next_obs, reward, terminated, truncated, infos = result
             done = terminated | truncated
@@ -879,7 +879,7 @@ def run() -> None:
     check_changes(args, saved, {"evaluate", "env_kwargs", "eval_episodes"} | CHANGE_RESULTS)
     args = resolve(args)
     policy, seed = load_agent(path, args.device).policy, derive_seed(args.seed)
-    episodes = args.eval_episodes or 10  # 0: for training
+    episodes = args.eval_episodes or 10  # A run may have 0.
     with closing(make_envs(args, min(episodes, args.num_envs))) as envs:
         act = make_actor(policy, envs.single_action_space, seed)
         returns, _ = evaluate(act, envs, episodes, seed)

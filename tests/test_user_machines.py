@@ -320,3 +320,4 @@ def test_numbers_of_other_libraries(algo, tiny_args):
     train(algo, tiny_args(**unusual))
     with pytest.raises(ValueError, match="batch_size must be 1 to .*, but it is 8.5"):
         algo.resolve(tiny_args(batch_size=8.5))
+    assert algo.resolve(tiny_args(hidden_sizes=16)).hidden_sizes == (16,)
