@@ -168,7 +168,8 @@ def test_settings():
     def numbers(name: str, column: int) -> list[float]:
         return [float(x.replace(",", "")) for x in re.findall(r"-?[\d,.]*\d", cells[name][column])]
 
-    assert numbers("lambda", 0) == [default["noise_scale"], humanoid["noise_scale"]]
+    noise_scales = [default["noise_scale"], humanoid["noise_scale"]]
+    assert numbers("lambda (`--noise-scale`)", 0) == noise_scales
     assert numbers("hidden layers", 0) == [3, 256, 3, 512]
     assert (default["hidden_sizes"], humanoid["hidden_sizes"]) == ((256,) * 3, (512,) * 3)
     warm_ups = [default["learning_starts"], humanoid["learning_starts"]]
