@@ -98,7 +98,7 @@ class Args:
     eval_episodes: int = 10  # episodes per evaluation; 0: no evaluation
     checkpoint_interval: int = 5_000  # updates between saves; each resets all tasks
     resume: str | None = None  # folder of a run to go on with
-    evaluate: str | None = None  # a run's folder (last.pt) or best.pt to evaluate
+    evaluate: str | None = None  # a run's folder (last.pt) or best.pt
 
 
 # What replaces None, as in the papers; MultiGoal's are this project's.
@@ -218,8 +218,7 @@ def mixture_entropy(actions: Tensor, K: int = 3, rng: torch.Generator | None = N
     """DACER's estimate of the entropies (S,), in nats, of S distributions from samples (S, n, d).
 
     H = sum_k w_k (0.5 log((2 pi e)^d |Sigma_k|) - log w_k) of Gaussian mixtures, which EM fits to
-    all S sets of samples at once. The covariances' 1e-6 and the stopping rule (1e-3,
-    100 steps) are those of scikit-learn, which the official code takes.
+    all S sets at once. Its 1e-6, 1e-3 and 100 are scikit-learn's, which the official code takes.
     """
     x = actions.mT.double().contiguous()  # (S, d, n); thin covariances need doubles.
     weight, mean, chol = m_step(x, k_means(actions, K, rng).double())
@@ -239,11 +238,10 @@ def mixture_entropy(actions: Tensor, K: int = 3, rng: torch.Generator | None = N
 
 
 def k_means(actions: Tensor, K: int, rng: torch.Generator | None) -> Tensor:
-    """Clusters of samples (S, n, d), one-hot (S, K, n): k-means from the start of k-means++."""
+    """Clusters of samples (S, n, d), one-hot (S, K, n): k-means, begun by k-means++."""
     centres = actions[:, :1]  # (S, 1, d); the samples are in no order.
     for _ in range(K - 1):
-        distance = torch.cdist(actions, centres).amin(-1)  # (S, n)
-        # 1e-20 is for samples that are all the same.
+        distance = torch.cdist(actions, centres).amin(-1)  # (S, n), or all 0
         chosen = torch.multinomial(distance.square() + 1e-20, 1, generator=rng)  # (S, 1)
         centres = torch.cat([centres, actions.take_along_dim(chosen[..., None], 1)], 1)
     for _ in range(10):
@@ -414,7 +412,7 @@ class Agent(nn.Module):
     def entropy(self, obs: Tensor) -> Tensor:
         """Mean entropy, in nats, of the policy with exploration noise in states obs."""
         actions = []
-        for part in obs.split(32):  # The samples of 32 states fit into a CPU's cache.
+        for part in obs.split(32):  # Samples of 32 states fit into a CPU's cache.
             noise = self.policy.draw_noise(len(part), self.args.entropy_samples, rng=self.rng)
             actions.append(self.policy(part[:, None], noise, self.noise_std()).clone())
         return mixture_entropy(torch.cat(actions), rng=self.rng).mean()
@@ -440,8 +438,7 @@ class Agent(nn.Module):
             self.log_alpha.grad = stats["entropy"] - self.target_entropy
         omega, others = self.backward(batch, self.draw(len(batch.obs)), update_policy)
         self.omega.copy_(omega)
-        for name, value in others.items():
-            stats[name] = value.clone()  # as in act
+        stats |= {name: value.clone() for name, value in others.items()}  # as in act
         self.optimizer.step()  # It moves what has a gradient.
         if update_policy:
             for target, critic in zip(self.target_critic.parameters(), self.critic.parameters()):
@@ -480,13 +477,12 @@ def say(text: str) -> None:
 
 
 class ReplayBuffer:
-    """Ring buffer of transitions. On a CPU, rows not yet used take no memory."""
+    """Ring buffer of transitions. On a CPU, unused rows take no memory."""
 
     def __init__(self, capacity: int, obs_dim: int, act_dim: int, device: str):
         limits = [math.inf]
-        with suppress(AttributeError):  # Windows has no sysconf.
+        with suppress(AttributeError, OSError, ValueError):  # Windows, or no limit
             limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-        with suppress(OSError, ValueError):  # no limit
             limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
         row = 4 * (2 * obs_dim + act_dim + 2)
         if device.startswith("cpu") and capacity * row > min(limits):
@@ -498,7 +494,7 @@ class ReplayBuffer:
         self.count = 0  # rows ever added
 
     def add(self, *transitions: np.ndarray | Tensor) -> None:
-        """Stores n transitions, given as the fields of `Batch`, (n, ...) each."""
+        """Stores n transitions, the fields of `Batch`, (n, ...) each."""
         rows = torch.arange(self.count, self.count + len(transitions[0]), device=self.device)
         for stored, new in zip(self.data, transitions):
             stored[rows % self.capacity] = torch.as_tensor(new, device=self.device).to(stored)
@@ -521,12 +517,14 @@ class Plain(gym.wrappers.FlattenObservation):
             what = f"no vector and bounded Box of real actions, but {flat} and {space}"
             raise ValueError(f"{args.env_id}: {what}; see gymnasium.wrappers.TransformAction")
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, flat.shape)  # Bounds may vary.
-        self.metadata = self.metadata | {"max_steps": self.spec and self.spec.max_episode_steps}
+        name = "_max_episode_steps"  # self.spec would copy all arguments.
+        limit = self.has_wrapper_attr(name) and self.get_wrapper_attr(name)
+        self.metadata = self.metadata | {"max_steps": limit or EVAL_STEPS}
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple:
         if seed is not None:  # Tasks may draw from these.
             for set_seed in (random.seed, np.random.seed, torch.manual_seed):
-                set_seed(seed)
+                set_seed(seed + 1)  # not the agent's
         return self.call(super().reset, seed=seed, options=options)[0], {}
 
     def step(self, action: np.ndarray) -> tuple:
@@ -549,7 +547,7 @@ class InParallel(gym.vector.AsyncVectorEnv):
     """Environments in processes of their own. One that hangs or dies ends the run."""
 
     def _check_spaces(self) -> None:
-        """Waits till all tasks are made, by asking for anything. Gymnasium's has no limit."""
+        """Waits till all tasks are made. Gymnasium's has no time limit."""
         self.call_async("metadata")
         self.call_wait(TIMEOUT)
         super()._check_spaces()
@@ -616,7 +614,7 @@ def evaluate(act: Callable, envs: VectorEnv, episodes: int, seed: int) -> tuple:
     for number in range(math.ceil(episodes / envs.num_envs)):
         obs, _ = envs.reset(seed=derive_seed(seed, number))
         returns, running = np.zeros(envs.num_envs), np.ones(envs.num_envs, bool)
-        for step in range(max(EVAL_STEPS, envs.metadata.get("max_steps") or 0)):
+        for step in range(max(EVAL_STEPS, envs.metadata["max_steps"])):
             obs, reward, terminated, truncated, _ = envs.step(act(obs))
             check_finite(step, {"an evaluation's reward": reward[running]})
             returns[running] += reward[running]
@@ -682,7 +680,7 @@ def resolve(args: Args, **saved: object) -> Args:
         most = 1 if name in ("gamma", "tau") else 10**15
         exact = np.array(value, int if is_count else float, ndmin=name == "hidden_sizes")
         if not exact.size or np.any((exact != value) | (exact < least) | (exact > most)):
-            raise ValueError(f"{name} must be {least} to {most}, but it is {value}")
+            raise ValueError(f"{name} must be {least} to {most}, not {value!r}")
         setattr(args, name, tuple(exact.tolist()) if exact.ndim else exact.item())
     warmup = max(1, math.ceil(args.learning_starts / args.num_envs))
     args.learning_starts = warmup * args.num_envs
@@ -732,8 +730,10 @@ def check_changes(args: Args, saved: dict, may_change: set[str]) -> set[str]:
 
 
 def load_run(folder: Path, agent: Agent, buffer: ReplayBuffer) -> tuple[int, float]:
-    """Loads the checkpoint into both; returns its step and best evaluation."""
+    """Loads the checkpoint into both; its step and best evaluation."""
     saved = load_checkpoint(folder / "checkpoint.pt")
+    if saved["step"] * agent.args.num_envs > agent.args.total_timesteps:
+        raise ValueError("--total-timesteps: the run has made more")
     agent.load_state_dict(saved["agent"])
     agent.optimizer.load_state_dict(deepcopy(saved["optimizer"]))  # Else it stays mapped.
     rows, count = saved["rows"], saved["count"]
@@ -747,11 +747,11 @@ def load_run(folder: Path, agent: Agent, buffer: ReplayBuffer) -> tuple[int, flo
 
 def main(args: Args, run_dir: Path) -> None:
     """Trains in the folder run_dir. If it has .pt files, goes on from checkpoint.pt."""
-    folder = Path(run_dir).absolute()  # A task may change the working directory.
+    folder = Path(run_dir).absolute()  # A task may change directories.
     saved = load_checkpoint(folder / "checkpoint.pt")["args"] if any(folder.glob("*.pt")) else {}
     args = replace(resolve(args, **saved), resume=None)
     if check_changes(args, saved, MAY_CHANGE) & CHANGE_RESULTS:
-        say("results will differ from those of the unchanged run")
+        say("results will differ from the unchanged run's")
     with closing(make_envs(args, args.num_envs, args.async_envs)) as envs:
         check_finite(0, {"obs": envs.reset(seed=derive_seed(args.seed))[0]})
         obs_dim = envs.single_observation_space.shape[0]
@@ -765,7 +765,7 @@ def main(args: Args, run_dir: Path) -> None:
             try:
                 train(folder, agent, buffer, envs, begin)
             except BaseException as error:
-                error.add_note(f"--resume {run_dir} goes on from the last checkpoint, if any")
+                error.add_note(f"--resume {run_dir} goes on from the last checkpoint")
                 raise
 
 
@@ -773,10 +773,10 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: VectorEnv, beg
     """The training loop, from what load_run returned."""
     args, n, space = agent.args, envs.num_envs, envs.single_action_space
     first, best = begin
-    warmup, last = args.learning_starts // n, max(first, args.total_timesteps // n)
+    warmup, last = args.learning_starts // n, args.total_timesteps // n
     size = sum(field.nbytes for field in buffer.data) / 1e9
     say(f"{folder}: {last - warmup:,} updates, replay buffer of up to {size:.2f} GB")
-    if (envs.metadata["max_steps"] or math.inf) > args.checkpoint_interval:
+    if envs.metadata["max_steps"] > args.checkpoint_interval:
         say(f"resets cut episodes of over {args.checkpoint_interval} steps; {LIMIT}")
     start = time.monotonic()
     eval_envs = make_envs(args, min(args.eval_episodes, n)) if args.eval_episodes else None
@@ -786,7 +786,7 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: VectorEnv, beg
             update = step - warmup  # negative in the warm-up
             steps = (step + 1) * n
 
-            # Save, and start anew from (seed, step), as resuming here does.
+            # Save, and start anew from (seed, step), as resuming does.
             if step in (first, last) or update % args.checkpoint_interval == 0:
                 check_finite(step * n, agent.state_dict())
                 writer.flush()

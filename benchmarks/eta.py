@@ -62,6 +62,8 @@ def measure(agent: dacer.Agent | dacer_v2.Agent, obs: torch.Tensor) -> tuple[lis
 def main(runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:
     """Prints a row for each run, and for those of dacer_v2.py the length w(t) that L_g wants."""
     try:
+        if not runs:
+            raise ValueError("name one run or more")
         agents = {str(run): load(run) for run in runs}
     except ValueError as error:
         print(f"eta.py: error: {error}", file=sys.stderr)

@@ -1,16 +1,18 @@
 """Films a trained policy as a looping picture, as at the top of README.
 
     python benchmarks/film.py runs/ant-v2-T5-eta0.01-1 docs/figures/ant.webp
+    python benchmarks/film.py runs/goals4-v2-T5-eta2-w1-2 goals.webp --first 0 --task-kwargs '{}'
 
-Without a display, set MUJOCO_GL=egl or MUJOCO_GL=osmesa. It takes Pillow, which matplotlib brings.
+It needs Pillow, which matplotlib brings, and a task that draws pictures. Without a display, MuJoCo
+needs MUJOCO_GL=egl or MUJOCO_GL=osmesa in the environment.
 """
 
 import json
 import sys
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import gymnasium as gym
 import tyro
 from PIL import Image
 
@@ -28,7 +30,8 @@ class Args:
     last: int = 140  # step of the last frame
     every: int = 2  # steps between two frames
     seed: int = 3  # of the episode
-    camera: str | None = "track"  # the task's camera
+    # further arguments of the task, in JSON; '{}' for tasks that are not MuJoCo's
+    task_kwargs: str = '{"width": 400, "height": 300, "camera_name": "track"}'
 
 
 def main(args: Args) -> None:
@@ -37,21 +40,30 @@ def main(args: Args) -> None:
         agent = dacer_v2.load_agent(args.run)
     except ValueError:
         agent = dacer.load_agent(args.run)
-    kwargs = json.loads(agent.args.env_kwargs)
-    kwargs |= {"width": 400, "height": 300, "camera_name": args.camera}
-    env = gym.make(agent.args.env_id, render_mode="rgb_array", **kwargs)
-    act = dacer.make_actor(agent.policy, env.action_space)
-    obs, _ = env.reset(seed=args.seed)
+    kwargs = json.loads(agent.args.env_kwargs) | json.loads(args.task_kwargs)
+    kwargs["render_mode"] = "rgb_array"
+    task = replace(agent.args, env_kwargs=json.dumps(kwargs))
     frames = []
-    for step in range(args.last):
-        obs, *_ = env.step(act(obs))
-        if step >= args.first and (step - args.first) % args.every == 0:
-            frames.append(Image.fromarray(env.render()))
-    milliseconds = 1000 * args.every * env.unwrapped.dt
+    with closing(dacer.make_envs(task, 1)) as envs:
+        act = dacer.make_actor(agent.policy, envs.single_action_space)
+        obs, _ = envs.reset(seed=args.seed)
+        for step in range(args.last):
+            obs, _, terminated, truncated, _ = envs.step(act(obs))
+            if terminated[0] or truncated[0]:
+                break
+            if step >= args.first and (step - args.first) % args.every == 0:
+                frames.append(Image.fromarray(envs.envs[0].render()))
+        milliseconds = 1000 * args.every / envs.metadata["render_fps"]
+    if not frames:
+        raise ValueError(f"the episode ended before step {args.first}: try another --first")
     how = {"save_all": True, "append_images": frames[1:], "loop": 0, "duration": milliseconds}
     frames[0].save(args.out, quality=60, method=6, **how)
     print(f"{args.out}: {len(frames)} frames, {args.out.stat().st_size / 1e3:.0f} kB")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    try:
+        main(tyro.cli(Args))
+    except Exception as error:
+        print(f"film.py: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error

@@ -2,15 +2,12 @@
 
 It writes a table into README.md and docs/multigoal.md, and three figures into docs/figures/:
 
-    python benchmarks/multigoal.py  # of results/, and of the published policies under runs/
-    python benchmarks/multigoal.py runs/a runs/b
+    python benchmarks/multigoal.py
 
-The second command first puts into results/ what these runs on the task show. They are runs of
-dacer.py, dacer_v2.py, baselines.py or official.py. A run is called as its folder. Shown are the
-tasks of 4, 5 and 6 goals.
+It takes the evaluations and rollouts in results/, and the published policies under runs/. Shown are
+the tasks of 4, 5 and 6 goals. `report.py runs/<run>` shows other runs on the task.
 """
 
-import json
 import re
 import sys
 from pathlib import Path
@@ -37,44 +34,16 @@ COLOURS = {label: report.COLOURS[label.replace(", eta = 5", "")] for label in OU
 COLOURS |= dict.fromkeys(THEIRS, "0.35")
 COLOURS[OURS[0]] = "#E69F00"
 MARKERS = dict.fromkeys(OURS, "o") | dict(zip(THEIRS, "PXD*sv^<>"))
-CSV = report.RESULTS / "multigoal.csv"
-KEPT = report.RESULTS / "rollouts.npz"
+ROLLOUTS = report.RESULTS / "rollouts.npz"  # of 200 points on 4 goals, by run
 FIGURES = report.ROOT / "docs" / "figures"
 # README has a row for each of these, docs/multigoal.md for all.
 IN_README = [OURS[0], "DACER, T = 20", THEIRS[0], THEIRS[3], "SAC", "DDPG"]
 
 
-def collect(runs: tuple[Path, ...]) -> None:
-    """Puts their evaluations into results/multigoal.csv, and their rollouts on 4 goals into
-    results/rollouts.npz."""
-    parts = [pd.read_csv(CSV)]
-    paths = dict(np.load(KEPT))
-    for run in runs:
-        rows = report.read_run(run)
-        args = json.loads((run / "args.json").read_text())
-        goals = json.loads(args["env_kwargs"]).get("num_goals", 4)
-        if rows.task[0] != "MultiGoal-v0" or rows["return"].isna().any():
-            what = "holds no evaluations on the multi-goal task"
-            print(f"multigoal.py: error: {run} {what}", file=sys.stderr)
-            raise SystemExit(2)
-        told = {
-            "run": run.name,
-            "commit": args.get("commit", ""),
-            "kwargs": f"num_goals={goals}",
-            "lambda": args.get("noise_scale"),
-        }
-        parts[0] = parts[0][parts[0].run != run.name]
-        parts.append(rows.assign(**told).dropna(axis=1, how="all"))
-        if goals == 4 and (run / "rollouts.npz").exists():
-            paths[run.name] = np.load(run / "rollouts.npz")["arr_0"].astype(np.float32)
-    pd.concat(parts)[parts[0].columns].to_csv(CSV, index=False, float_format="%.5g")
-    np.savez_compressed(KEPT, **paths)
-
-
 def read() -> pd.DataFrame:
     """A row for each run and evaluation; `label` names the algorithm and its settings."""
-    files = (report.RESULTS / "evaluations.csv", CSV)
-    parts = [pd.read_csv(file).fillna({"kwargs": ""}) for file in files]
+    files = ("evaluations.csv", "multigoal.csv")
+    parts = [pd.read_csv(report.RESULTS / file).fillna({"kwargs": ""}) for file in files]
     data = report.prepare(pd.concat(parts, ignore_index=True).assign(yours=False))
     data["goals"] = data.kwargs.str.removeprefix("num_goals=")
     is_ours = data.algorithm.isin(["DACER", "DACERv2"])
@@ -169,7 +138,8 @@ def trade(runs: pd.DataFrame) -> None:
 def long(data: pd.DataFrame) -> None:
     """Coverage and return of the longer runs on 6 goals: means of seeds, and each."""
     figure, axes = plt.subplots(1, 2, layout="constrained", figsize=(11, 4))
-    shown = data[(data.total_timesteps > 2 * SHORT) & (data["update"] > 0)]
+    is_long = (data.total_timesteps > 2 * SHORT) & (data["update"] > 0)
+    shown = data[is_long & (data.goals == "6")]
     for label, group in shown.groupby("label", sort=False):
         for axis, score in zip(axes, ("coverage", "return")):
             common = {"x": "update", "y": score, "color": COLOURS[label], "ax": axis}
@@ -202,7 +172,7 @@ def rollouts(runs: pd.DataFrame) -> None:
     Of each algorithm it shows the median seed by coverage, of all seeds whose rollouts are there.
     """
     env = multigoal_env.MultiGoalEnv(4)
-    paths = dict(np.load(KEPT))
+    paths = dict(np.load(ROLLOUTS))
     for folder in (report.ROOT / "runs").glob("goals4-*"):  # published policies
         run = multigoal_env.Run(folder)
         paths[folder.name], _ = env.rollouts(run.new_act(), np.zeros((200, 2)))
@@ -240,10 +210,8 @@ def write(page: Path, parts: dict[str, str]) -> None:
     page.write_text(text)
 
 
-def main(runs: tyro.conf.Positional[tuple[Path, ...]] = ()) -> None:
-    """The table and the figures, of these runs too."""
-    if runs:
-        collect(runs)
+def main() -> None:
+    """The table and the figures."""
     data = read()
     last = report.summarise(data)
     trade(last)

@@ -1,17 +1,18 @@
 """Tables and figures of what was measured (needs benchmarks/requirements.txt).
 
     python benchmarks/report.py
-    python benchmarks/report.py runs/a runs/b --out /tmp/x
+    python benchmarks/report.py runs --out /tmp/x
 
 The first command writes the figures into docs/figures/, and the tables into README.md and the pages
-of docs/, each from `<!-- report: NAME -->` to its end. The second one shows these runs, as "yours",
-beside the published ones.
+of docs/, each from `<!-- report: NAME -->` to its end. The second one shows all runs that lie in
+these folders or below them, as "yours", beside the published ones.
 """
 
 import itertools
 import json
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -69,23 +70,44 @@ TABLES = {
 }
 
 
+def read_runs(paths: Iterable[Path]) -> list[pd.DataFrame]:
+    """The runs in these folders or below them. What holds none is named and left out."""
+    found = {}
+    for path in paths:
+        folders = [file.parent for file in sorted(path.rglob("args.json"))]
+        if not folders:
+            leave_out(path, "no args.json lies there")
+        for folder in folders:
+            # A published policy has no logs.
+            if not any(folder.glob("events.out.tfevents*")):
+                leave_out(folder, "it has no logs")
+                continue
+            try:
+                found[folder.resolve()] = read_run(folder)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                leave_out(folder, f"its args.json is not that of a run: {error!r}")
+    return list(found.values())
+
+
+def leave_out(path: Path, why: str) -> None:
+    print(f"{Path(sys.argv[0]).name}: {path} is left out: {why}", file=sys.stderr)
+
+
 def read_run(path: Path) -> pd.DataFrame:
     """A run's evaluations, in the columns of evaluations.csv; one empty row if there is none."""
-    try:
-        args = json.loads((path / "args.json").read_text())
-        known = {"run": str(path), "task": args["env_id"].split(":")[-1]}
-        kwargs = json.loads(args.get("env_kwargs", "{}"))
-        known["kwargs"] = " ".join(f"{key}={value}" for key, value in kwargs.items())
-        ours = "DACERv2" if "q_grad_weight" in args else "DACER"
-        known["algorithm"] = args.get("label", ours).split(", T =")[0]
-        known |= {column: float(args.get(name, "nan")) for column, name in ARGUMENTS.items()}
-        known |= {name: str(args[name]) for name in SETTINGS if name in args}
-        for name in ("seed", "num_envs", "learning_starts", "total_timesteps"):
-            known[name] = int(args[name])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        print(f"report.py: error: {path} has no args.json of a run ({reason})", file=sys.stderr)
-        raise SystemExit(2) from error
+    args = json.loads((path / "args.json").read_text())
+    task = args["env_id"].split(":")[-1]
+    known = {"run": str(path), "task": task}
+    kwargs = json.loads(args.get("env_kwargs", "{}"))
+    if task == "MultiGoal-v0":
+        kwargs = {"num_goals": 4} | kwargs  # its default
+    known["kwargs"] = " ".join(f"{key}={value}" for key, value in kwargs.items())
+    ours = "DACERv2" if "q_grad_weight" in args else "DACER"
+    known["algorithm"] = args.get("label", ours).split(", T =")[0]
+    known |= {column: float(args.get(name, "nan")) for column, name in ARGUMENTS.items()}
+    known |= {name: str(args[name]) for name in SETTINGS if name in args}
+    for name in ("seed", "num_envs", "learning_starts", "total_timesteps"):
+        known[name] = int(args[name])
     events = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
     points = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
 
@@ -221,7 +243,8 @@ def cells(runs: pd.DataFrame) -> dict[str, object]:
     notes += [f"seed {seed} repeated" for seed in runs.seed[runs.seed.duplicated()].unique()]
     weight = "-"
     if first.eta > 0:
-        weight = "1" if first.constant else f"exp({first.c:g} t - {-first.d:g})"
+        sign = "-" if first.d < 0 else "+"
+        weight = "1" if first.constant else f"exp({first.c:g} t {sign} {abs(first.d):g})"
     each = ", ".join(f"{value:{form}}" for value in runs.best) if runs.best.count() else "-"
     coverage = "-"
     if runs.coverage.notna().any():
@@ -253,8 +276,13 @@ def cells(runs: pd.DataFrame) -> dict[str, object]:
 
 
 def hours_of(run: pd.Series, updates: float, times: pd.DataFrame) -> str:
-    """What so many updates of this run take on two idle cores, by speed.csv; "-" if unknown."""
-    script = "dacer_v2" if run.algorithm == "DACERv2" else "dacer"
+    """What so many updates of this run take on two idle cores, by speed.csv; "-" if unknown.
+
+    The times hold for the settings of the published runs.
+    """
+    script = {"DACERv2": "dacer_v2", "DACER": "dacer"}.get(run.algorithm)
+    if run.yours or script is None:
+        return "-"
     alike = times[(times.what == TRAINING) & (times.script == script) & (times["T"] == run["T"])]
     ms = alike.ms[(alike.task + "-v4" == run.task) & ~alike.machine.str.contains("NVIDIA")].median()
     return "-" if np.isnan(ms) else f"{updates * ms / 3.6e6:.1f}"
@@ -397,13 +425,16 @@ def draw(path: Path, panels: dict[str, pd.DataFrame]) -> None:
 
 
 def main(runs: tyro.conf.Positional[tuple[Path, ...]] = (), out: Path = Path("report")) -> None:
-    """Tables and figures of the published results, or of these runs beside them.
+    """Tables and figures of the published results, or of the runs in these folders beside them.
 
     The latter go into the folder `out`.
     """
     data = pd.read_csv(RESULTS / "evaluations.csv").fillna({"kwargs": ""}).assign(yours=False)
     if runs:
-        named = pd.concat([read_run(path) for path in dict.fromkeys(runs)]).assign(yours=True)
+        read = read_runs(runs)
+        if not read:
+            raise SystemExit(2)
+        named = pd.concat(read).assign(yours=True)
         out.mkdir(parents=True, exist_ok=True)
         beside = data[(data.task + data.kwargs).isin(named.task + named.kwargs)]
         data = pd.concat([beside, named], ignore_index=True)

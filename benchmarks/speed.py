@@ -67,7 +67,7 @@ def milliseconds(device: str, calls: int, function: Callable[[], object], parts:
 
     If there are several calls, one more comes first and does not count.
     """
-    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
+    synchronize = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
     durations = []
     for _ in range(calls + (calls > 1)):
         synchronize()

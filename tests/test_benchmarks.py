@@ -1,4 +1,5 @@
-"""benchmarks/speed.py on a tiny task, baselines.py end to end, official.py on bad input, eta.py.
+"""benchmarks/speed.py on a tiny task, baselines.py end to end, official.py on bad input, eta.py,
+film.py.
 
 More of official.py needs JAX.
 """
@@ -165,3 +166,14 @@ def test_eta_of_dacer_and_of_no_run(work):
     ended = shell(ROOT / "benchmarks/eta.py", "missing")
     assert (ended.code, ended.err.count("\n")) == (2, 1)
     assert ended.err.startswith("eta.py: error: no dacer checkpoint ")
+
+
+def test_film(work):
+    """Of the multi-goal task, which needs no display."""
+    image = pytest.importorskip("PIL.Image")
+    film = ROOT / "benchmarks/film.py", ROOT / "runs/goals4-v2-T5-eta2-w1-2", "goals.webp"
+    ended = shell(*film, "--first", 0, "--task-kwargs", "{}")
+    assert ended.code == 0, ended.err
+    with image.open("goals.webp") as picture:
+        assert picture.n_frames > 1
+    assert shell(*film, "--first", 100, "--task-kwargs", "{}").code == 2

@@ -112,7 +112,7 @@ BAD_ARGUMENTS = [
         "--total-timesteps leaves no update",
     ),
     ("a negative seed", "Hopper-v4", ["--seed", -1], "seed must be 0 to"),
-    ("tau above 1", "Hopper-v4", ["--tau", 3], "tau must be 0 to 1, but it is 3"),
+    ("tau above 1", "Hopper-v4", ["--tau", 3], "tau must be 0 to 1, not 3"),
     ("gamma that is no number", "Hopper-v4", ["--gamma", "nan"], "gamma must be 0 to 1"),
     ("an unknown device", "Hopper-v4", ["--device", "abacus"], "abacus"),
     ("no folder to evaluate", "Hopper-v4", ["--evaluate", "missing"], "missing"),

@@ -1,4 +1,4 @@
-"""benchmarks/commands.sh: each command is one that its program takes, and is among the results."""
+"""benchmarks/commands.sh: its programs take its commands, and each result of ours has one."""
 
 import subprocess
 import sys

@@ -190,34 +190,6 @@ def test_the_table_of_algorithms_recomputes(copy):
         )
 
 
-def test_runs_are_collected(tmp_path, monkeypatch, capsys):
-    for name in ("CSV", "KEPT"):
-        monkeypatch.setattr(multigoal, name, Path(shutil.copy(getattr(multigoal, name), tmp_path)))
-    goals = {
-        "env_id": "multigoal_env:MultiGoal-v0",
-        "env_kwargs": "{}",
-        "label": "SAC",
-        "seed": 9,
-        "commit": "abc",
-    }
-    run = make_run(tmp_path / "runs/sac", [-100] * 10, coverage=0.5, **goals)
-    np.savez(run / "rollouts", np.zeros((3, 200, 2)))
-    before = multigoal.read()
-    for _ in range(2):  # the second time the same rows are replaced
-        multigoal.collect((run,))
-    data = multigoal.read()
-    new = data[~data.run.isin(before.run)]
-    assert len(data) == len(before) + 10
-    assert set(zip(new.run, new.label, new.goals, new.seed, new.commit)) == {
-        ("sac", "SAC", "4", 9, "abc")
-    }
-    assert dict(np.load(multigoal.KEPT))["sac"].shape == (3, 200, 2)
-    with pytest.raises(SystemExit, match="2"):
-        multigoal.collect((make_run(tmp_path / "runs/hopper", [1, 2], commit="abc"),))
-    assert "hopper holds no evaluations on the multi-goal task" in capsys.readouterr().err
-    assert len(multigoal.read()) == len(data)
-
-
 def test_first_angle():
     # 0, 0, 45 and 45 degrees from a goal of 4.
     steps = np.array([(1, 0), (0, -0.5), (0.3, 0.3), (-0.2, 0.2)])
@@ -317,14 +289,33 @@ def test_named_runs_stand_beside_the_published_ones(tmp_path, tables):
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"env_id": "Hopper-v4"}', '{"env_id": 3}'])
-def test_bad_input(tmp_path, capsys, content):
+def test_what_is_no_run_is_named_and_left_out(tmp_path, tables, capsys, content):
+    wrong = tmp_path / "wrong"
+    wrong.mkdir()
     if content is not None:
-        (tmp_path / "args.json").write_text(content)
+        (wrong / "args.json").write_text(content)
+        (wrong / "events.out.tfevents.1").touch()
     with pytest.raises(SystemExit) as stopped:
-        report.main((tmp_path,), tmp_path / "out")
+        report.main((wrong,), tmp_path / "out")
     assert stopped.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert f"{tmp_path} has no args.json of a run" in line
+    wrong.rename(tmp_path / "runs/wrong")
+    make_run(tmp_path / "runs/good", [5, 6])
+    assert [row for row in tables()["returns"] if "yours" in row["algorithm, T"]]
+    first, second = capsys.readouterr().err.splitlines()
+    assert f"{wrong} is left out" in first
+    assert f"{tmp_path / 'runs/wrong'} is left out" in second
+
+
+def test_runs_are_found_below_a_folder(tmp_path, tables, capsys):
+    """Those of a sweep, too; pictures and published policies are none."""
+    make_run(tmp_path / "runs/sweep/job/runs/one", [5, 6])
+    make_run(tmp_path / "runs/sweep/two", [7, 8], seed=2)
+    (tmp_path / "runs/multigoal.png").touch()
+    shutil.copytree(ROOT / "runs/hopper-v2-T5-eta0.01-1", tmp_path / "runs/published")
+    (row,) = [row for row in tables()["returns"] if "yours" in row["algorithm, T"]]
+    assert (row["seed"], row["last evaluation"]) == ("1, 2", "7.00 (6.00 to 8.00)")
+    assert row["hours"] != "-"  # measured, unlike those of `hours_of`
+    assert capsys.readouterr().err.count("is left out") == 2
 
 
 def test_the_best_return_can_be_played():

@@ -98,6 +98,15 @@ def test_a_longer_run(algo, tiny_args):
     assert all(after["curves"][tag][: len(points)] == points for tag, points in before.items())
 
 
+def test_a_run_is_not_shortened(algo, tiny_args):
+    """An end that lies behind it is refused, and its length stays."""
+    run_dir = train(algo, tiny_args(**REACH, total_timesteps=240))
+    before = {path: path.read_bytes() for path in run_dir.iterdir()}
+    ended = command(algo, "--resume", run_dir, "--total-timesteps", 200)
+    refused(ended, "ValueError: --total-timesteps: the run has made more")
+    assert {path: path.read_bytes() for path in run_dir.iterdir()} == before
+
+
 KEEP_THE_BITS = [{"eval_episodes": 1}, {"async_envs": True}]
 CHANGE_THE_BITS = [{"compile": False}, {"checkpoint_interval": 7}, {"buffer_size": 70}, {"seed": 3}]
 

@@ -232,4 +232,4 @@ def test_runs_on_cuda(algo, tiny_args):
 def test_the_toy_environments_are_well_formed():
     from gymnasium.utils.env_checker import check_env
 
-    check_env(gym.make("Reach-v0").unwrapped, skip_render_check=True)
+    check_env(gym.make("toy_envs:Reach-v0").unwrapped, skip_render_check=True)

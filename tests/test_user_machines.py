@@ -180,7 +180,7 @@ def test_signals(algo, run, number):
     with before_update(algo, send):
         ended = run("Track", checkpoint_interval=10)
     assert ended.code == 130
-    advice = f"--resume {the_run()} goes on from the last checkpoint, if any\n"
+    advice = f"--resume {the_run()} goes on from the last checkpoint\n"
     assert ended.err == f"dacer_v2.py: error: KeyboardInterrupt: {advice}"
     assert algo.load_checkpoint(the_run() / "checkpoint.pt")["step"] == 40
     assert command(algo, "--resume", the_run()).code == 0
@@ -318,6 +318,6 @@ def test_numbers_of_other_libraries(algo, tiny_args):
     assert (args.learning_rate, args.batch_size, args.hidden_sizes) == (1e-4, 8, (16, 16))
     assert json.loads((run_dir / "args.json").read_text())["seed"] == 7
     train(algo, tiny_args(**unusual))
-    with pytest.raises(ValueError, match="batch_size must be 1 to .*, but it is 8.5"):
+    with pytest.raises(ValueError, match="batch_size must be 1 to .*, not 8.5"):
         algo.resolve(tiny_args(batch_size=8.5))
     assert algo.resolve(tiny_args(hidden_sizes=16)).hidden_sizes == (16,)

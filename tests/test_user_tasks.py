@@ -198,7 +198,7 @@ def test_an_evaluation_makes_as_many_copies_as_training(run, monkeypatch):
     monkeypatch.setattr(user_envs.Counted, "copies", 0)
     ended = run("Counted", eval_episodes=9, eval_interval=10)
     assert ended.out.count("evaluation -") == 4
-    assert user_envs.Counted.copies == 4  # two for training, two for evaluations
+    assert user_envs.Dataset.copies == 4  # two for training, two for evaluations
 
 
 def test_a_single_robot(run, monkeypatch):
@@ -395,6 +395,23 @@ def test_a_task_that_reseeds_everything(run, where):
     run("Reseeds", {"where": where}, seed=2, **short)
     (second,) = (stored(path)[1] for path in Path("runs").glob("*__2__*"))
     assert (first[:, 0] != second[:40, 0].reshape(20, 2)[:, 0]).all()
+
+
+def test_the_agent_and_the_task_draw_other_numbers(run):
+    """Both draw two numbers after a reset with the same seed."""
+    run("Draws", num_envs=1, total_timesteps=42, eval_episodes=0)
+    obs, action, *_ = stored(the_run())
+    assert abs(obs[0, 0]) > 0
+    assert obs[0, 0] != action[0, 0]
+
+
+def test_the_data_of_a_task_are_not_copied(algo, tiny_args, monkeypatch):
+    """Not more often than by `gymnasium.make`."""
+    monkeypatch.setattr(user_envs.Dataset, "copies", 0)
+    gym.make("user_envs:Data-v0")
+    by_gymnasium = user_envs.Dataset.copies
+    algo.make_envs(tiny_args(env_id="user_envs:Data-v0"), 3).close()
+    assert user_envs.Dataset.copies == 4 * by_gymnasium
 
 
 def test_a_task_of_ones_own(algo, work):

@@ -317,6 +317,32 @@ class Reseeds(Track):
         return super().step(action)
 
 
+class Draws(Track):
+    """Its observations at the start are drawn from PyTorch's global generator."""
+
+    def reset(self, **kwargs):
+        super().reset(**kwargs)
+        return torch.empty(2).uniform_(-1, 1).numpy(), {}
+
+
+class Dataset:
+    """Data that counts how often they are copied."""
+
+    copies = 0
+
+    def __deepcopy__(self, memo):
+        Dataset.copies += 1
+        return self
+
+
+class Data(Track):
+    """Its registration holds data."""
+
+    def __init__(self, data):
+        super().__init__()
+        self.data = data
+
+
 class ShowsSeed(Track):
     """Keeps the seeds of all resets."""
 
@@ -424,4 +450,5 @@ class Licensed(Track):
 
 for cls in list(vars().values()):
     if isinstance(cls, type) and issubclass(cls, Track):
-        gym.register(f"{cls.__name__}-v0", cls)
+        kwargs = {"data": Dataset()} if cls is Data else {}
+        gym.register(f"{cls.__name__}-v0", cls, kwargs=kwargs)
