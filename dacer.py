@@ -473,9 +473,8 @@ class Plain(gym.wrappers.FlattenObservation):
             what = f"no vector and bounded Box of real actions, but {flat} and {space}"
             raise ValueError(f"{args.env_id}: {what}; see gymnasium.wrappers.TransformAction")
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, flat.shape)  # Bounds may vary.
-        name = "_max_episode_steps"  # self.spec would copy all arguments.
-        limit = self.has_wrapper_attr(name) and self.get_wrapper_attr(name)
-        self.metadata = self.metadata | {"max_steps": limit or EVAL_STEPS}
+        limit = getattr(self.env, "_max_episode_steps", None)  # self.spec would copy all arguments.
+        self.metadata = self.metadata | {"max_steps": limit}
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple:
         if seed is not None:  # Tasks may draw from these.
@@ -570,7 +569,7 @@ def evaluate(act: Callable, envs: VectorEnv, episodes: int, seed: int) -> tuple:
     for number in range(math.ceil(episodes / envs.num_envs)):
         obs, _ = envs.reset(seed=derive_seed(seed, number))
         returns, running = np.zeros(envs.num_envs), np.ones(envs.num_envs, bool)
-        for step in range(max(EVAL_STEPS, envs.metadata["max_steps"])):
+        for step in range(max(EVAL_STEPS, envs.metadata["max_steps"] or 0)):
             obs, reward, terminated, truncated, _ = envs.step(act(obs))
             check_finite(step, {"an evaluation's reward": reward[running]})
             returns[running] += reward[running]
@@ -706,7 +705,7 @@ def main(args: Args, run_dir: Path) -> None:
     saved = load_checkpoint(folder / "checkpoint.pt")["args"] if any(folder.glob("*.pt")) else {}
     args = replace(resolve(args, **saved), resume=None)
     if check_changes(args, saved, MAY_CHANGE) & CHANGE_RESULTS:
-        say("results will differ from the unchanged run's")
+        say("results will differ from those of the unchanged run")
     with closing(make_envs(args, args.num_envs, args.async_envs)) as envs:
         check_finite(0, {"obs": envs.reset(seed=derive_seed(args.seed))[0]})
         obs_dim = envs.single_observation_space.shape[0]
@@ -720,7 +719,7 @@ def main(args: Args, run_dir: Path) -> None:
             try:
                 train(folder, agent, buffer, envs, begin)
             except BaseException as error:
-                error.add_note(f"--resume {run_dir} goes on from the last checkpoint")
+                error.add_note(f"--resume {run_dir} goes on from the last checkpoint, if any")
                 raise
 
 
@@ -731,7 +730,7 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: VectorEnv, beg
     warmup, last = args.learning_starts // n, args.total_timesteps // n
     size = sum(field.nbytes for field in buffer.data) / 1e9
     say(f"{folder}: {last - warmup:,} updates, replay buffer of up to {size:.2f} GB")
-    if envs.metadata["max_steps"] > args.checkpoint_interval:
+    if (envs.metadata["max_steps"] or math.inf) > args.checkpoint_interval:
         say(f"resets cut episodes of over {args.checkpoint_interval} steps; {LIMIT}")
     start = time.monotonic()
     eval_envs = make_envs(args, min(args.eval_episodes, n)) if args.eval_episodes else None

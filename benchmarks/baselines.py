@@ -112,7 +112,7 @@ def main(args: Args) -> Path:
         model.learn(args.total_timesteps, Evaluation())
     model.save(run_dir / "model")
     task = make_env().unwrapped
-    if hasattr(task, "rollouts"):  # of the multi-goal task, for its picture
+    if hasattr(task, "rollouts"):  # of the multi-goal task, for results/rollouts.npz
         np.savez_compressed(run_dir / "rollouts", *task.rollouts(act, np.zeros((200, 2))))
     return run_dir
 

@@ -53,7 +53,7 @@ def main(args: Args) -> None:
                 break
             if step >= args.first and (step - args.first) % args.every == 0:
                 frames.append(Image.fromarray(envs.envs[0].render()))
-        milliseconds = 1000 * args.every / envs.metadata["render_fps"]
+        milliseconds = 1000 * args.every / envs.metadata.get("render_fps", 30)
     if not frames:
         raise ValueError(f"the episode ended before step {args.first}: try another --first")
     how = {"save_all": True, "append_images": frames[1:], "loop": 0, "duration": milliseconds}

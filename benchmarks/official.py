@@ -212,8 +212,8 @@ class ActionBuffer(dacer.ReplayBuffer):
 
 
 def save(path: Path, agent: Agent, **training: object) -> None:
-    """Saves as dacer.py; with a checkpoint on the multi-goal task also rollouts, for its
-    picture."""
+    """Saves as dacer.py; with a checkpoint on the multi-goal task also rollouts, for
+    results/rollouts.npz."""
     dacer_save(path, agent, **training)
     if path.name == "checkpoint.pt" and "MultiGoal" in agent.args.env_id:
         task = gym.make(agent.args.env_id, **json.loads(agent.args.env_kwargs)).unwrapped

@@ -10,6 +10,7 @@ these folders or below them, as "yours", beside the published ones.
 
 import itertools
 import json
+import math
 import re
 import sys
 from collections.abc import Iterable
@@ -78,14 +79,10 @@ def read_runs(paths: Iterable[Path]) -> list[pd.DataFrame]:
         if not folders:
             leave_out(path, "no args.json lies there")
         for folder in folders:
-            # A published policy has no logs.
-            if not any(folder.glob("events.out.tfevents*")):
-                leave_out(folder, "it has no logs")
-                continue
             try:
                 found[folder.resolve()] = read_run(folder)
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                leave_out(folder, f"its args.json is not that of a run: {error!r}")
+                leave_out(folder, f"it is no run with evaluations: {error!r}")
     return list(found.values())
 
 
@@ -94,7 +91,7 @@ def leave_out(path: Path, why: str) -> None:
 
 
 def read_run(path: Path) -> pd.DataFrame:
-    """A run's evaluations, in the columns of evaluations.csv; one empty row if there is none."""
+    """A run's evaluations, in the columns of evaluations.csv; ValueError if there is none."""
     args = json.loads((path / "args.json").read_text())
     task = args["env_id"].split(":")[-1]
     known = {"run": str(path), "task": task}
@@ -124,7 +121,7 @@ def read_run(path: Path) -> pd.DataFrame:
     }
     rows = pd.DataFrame({column: curve(f"eval/{tag}") for column, tag in tags.items()})
     if rows.empty:
-        return rows.reindex([0]).rename_axis("step").reset_index().assign(**known)
+        raise ValueError("there is no evaluation yet")
     times = np.sort([p.wall_time for tag in points.values() for p in tag])
     worked = np.diff(times, prepend=times[0])
     worked[worked > 600] = 0  # between a run and its resumption
@@ -197,7 +194,7 @@ def summarise(data: pd.DataFrame) -> pd.DataFrame:
         half = run["return"][2 * run["update"] > last.planned]
         state = "complete" if last.step >= end else f"stopped at {100 * last.step // end:.0f}%"
         if run["return"].isna().any():
-            state = "NaN" if last.step else "not evaluated"
+            state = "NaN"
         found = {
             "best": late.max(skipna=False),
             "late": len(late),
@@ -420,6 +417,8 @@ def draw(path: Path, panels: dict[str, pd.DataFrame]) -> None:
             above = axis.secondary_xaxis("top", functions=functions)
             above.set_xlabel("environment steps (millions)")
     columns = 1 if max(map(len, handles)) > 62 else 2 + len(panels) // 3
+    lines = math.ceil(len(handles) / columns)
+    figure.set_figheight(max(4.5, 3 + 0.2 * lines))
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, fontsize=8)
     save(figure, path)
 
@@ -429,7 +428,11 @@ def main(runs: tyro.conf.Positional[tuple[Path, ...]] = (), out: Path = Path("re
 
     The latter go into the folder `out`.
     """
-    data = pd.read_csv(RESULTS / "evaluations.csv").fillna({"kwargs": ""}).assign(yours=False)
+    data = pd.read_csv(RESULTS / "evaluations.csv")
+    if runs:
+        goals = pd.read_csv(RESULTS / "multigoal.csv")
+        data = pd.concat([data, goals[goals.algorithm.isin(["DACER", "DACERv2"])]])
+    data = data.fillna({"kwargs": ""}).assign(yours=False)
     if runs:
         read = read_runs(runs)
         if not read:
@@ -487,7 +490,12 @@ def main(runs: tyro.conf.Positional[tuple[Path, ...]] = (), out: Path = Path("re
         figures[f"{task}-ablations"] = {
             f"{task}: {title}": part for title, part in panels.items() if len(part)
         }
-    selections = {"": data.yours | ~v2 | data.usual & five, "-eta": weighted, "-steps": plain}
+    default = (data.eta == 2) & data.constant  # on the multi-goal task
+    selections = {
+        "": data.yours | ~v2 | data.usual & five | default,
+        "-eta": weighted,
+        "-steps": plain,
+    }
     for end, on in selections.items():
         parts = data[goals & on].groupby("task")
         figures[f"coverage{end}"] = {task: part for task, part in parts if part.name.nunique() > 1}

@@ -149,7 +149,7 @@ def failed(ended: Ended, run_dir: Path, error: str) -> None:
     assert "Traceback" in ended.err
     *_, named, advice = ended.err.splitlines()
     assert error in named
-    assert advice == f"--resume {run_dir} goes on from the last checkpoint"
+    assert advice == f"--resume {run_dir} goes on from the last checkpoint, if any"
     for name in ("checkpoint.pt", "last.pt"):
         saved = torch.load(run_dir / name, weights_only=True)["agent"]
         assert all(value.isfinite().all() for value in saved.values())

@@ -180,7 +180,7 @@ def test_signals(algo, run, number):
     with before_update(algo, send):
         ended = run("Track", checkpoint_interval=10)
     assert ended.code == 130
-    advice = f"--resume {the_run()} goes on from the last checkpoint\n"
+    advice = f"--resume {the_run()} goes on from the last checkpoint, if any\n"
     assert ended.err == f"dacer_v2.py: error: KeyboardInterrupt: {advice}"
     assert algo.load_checkpoint(the_run() / "checkpoint.pt")["step"] == 40
     assert command(algo, "--resume", the_run()).code == 0

@@ -198,7 +198,7 @@ def test_an_evaluation_makes_as_many_copies_as_training(run, monkeypatch):
     monkeypatch.setattr(user_envs.Counted, "copies", 0)
     ended = run("Counted", eval_episodes=9, eval_interval=10)
     assert ended.out.count("evaluation -") == 4
-    assert user_envs.Dataset.copies == 4  # two for training, two for evaluations
+    assert user_envs.Counted.copies == 4  # two for training, two for evaluations
 
 
 def test_a_single_robot(run, monkeypatch):
