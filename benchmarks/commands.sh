@@ -22,6 +22,9 @@ for seed in 1 2; do
 done
 python dacer_v2.py --env-id Ant-v4 --q-grad-weight 1
 
+# Humanoid-v4, with the defaults, and stopped before
+python dacer_v2.py --env-id Humanoid-v4
+
 # HalfCheetah-v4 with one environment, and stopped before
 python dacer_v2.py --env-id HalfCheetah-v4 $ONE_ENVIRONMENT
 python dacer.py --env-id HalfCheetah-v4 $ONE_ENVIRONMENT --diffusion-steps 5
