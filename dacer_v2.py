@@ -546,7 +546,7 @@ class InParallel(gym.vector.AsyncVectorEnv):
     """Environments in processes of their own. One that hangs or dies ends the run."""
 
     def _check_spaces(self) -> None:
-        """Waits till all tasks are made. Gymnasium's has no time limit."""
+        """Waits till all tasks are made, by asking for anything. Gymnasium's has no limit."""
         self.call_async("metadata")
         self.call_wait(TIMEOUT)
         super()._check_spaces()

@@ -87,7 +87,7 @@ def read_runs(paths: Iterable[Path]) -> list[pd.DataFrame]:
 
 
 def leave_out(path: Path, why: str) -> None:
-    print(f"{Path(sys.argv[0]).name}: {path} is left out: {why}", file=sys.stderr)
+    print(f"report.py: {path} is left out: {why}", file=sys.stderr)
 
 
 def read_run(path: Path) -> pd.DataFrame:

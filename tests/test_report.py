@@ -307,8 +307,19 @@ def test_runs_are_found_below_a_folder(tmp_path, tables, capsys):
     shutil.copytree(ROOT / "runs/hopper-v2-T5-eta0.01-1", tmp_path / "runs/published")
     (row,) = [row for row in tables()["returns"] if "yours" in row["algorithm, T"]]
     assert (row["seed"], row["last evaluation"]) == ("1, 2", "7.00 (6.00 to 8.00)")
-    assert row["hours"] != "-"  # measured, unlike those of `hours_of`
     assert capsys.readouterr().err.count("is left out") == 3
+
+
+def test_our_hours_are_not_those_of_other_runs(tmp_path, tables):
+    make_run(tmp_path / "runs/ant", [5] * 60, env_id="Ant-v4")
+    rows = {row["algorithm, T"]: row["after 60,000 updates"] for row in tables()["milestones"]}
+    assert rows["DACER, T = 20 (yours)"] == "5.00"
+    assert rows["DACER, T = 20"].endswith(" h")
+
+
+def test_the_multi_goal_task_has_four_goals_if_none_are_named(tmp_path):
+    run = make_run(tmp_path / "goals", [1, 2], env_id="multigoal_env:MultiGoal-v0")
+    assert set(report.read_run(run).kwargs) == {"num_goals=4"}
 
 
 def test_the_best_return_can_be_played():

@@ -410,6 +410,7 @@ def test_the_data_of_a_task_are_not_copied(algo, tiny_args, monkeypatch):
     monkeypatch.setattr(user_envs.Dataset, "copies", 0)
     gym.make("user_envs:Data-v0")
     by_gymnasium = user_envs.Dataset.copies
+    assert by_gymnasium > 0
     algo.make_envs(tiny_args(env_id="user_envs:Data-v0"), 3).close()
     assert user_envs.Dataset.copies == 4 * by_gymnasium
 
