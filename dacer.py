@@ -10,11 +10,12 @@ x_T ~ N(0, I) and denoises it in the steps t = T..1:
     x_{t-1} = x0_hat beta_t sqrt(abar_{t-1}) / (1 - abar_t)
               + x_t (1 - abar_{t-1}) sqrt(1 - beta_t) / (1 - abar_t)
               + 1[t > 1] sqrt(beta_t (1 - abar_{t-1}) / (1 - abar_t)) N(0, I)
-    a       = clip(x_0 + alpha lambda N(0, I), -1, 1)       (no such noise in evaluations)
+    a       = clip(x_0 + alpha lambda N(0, I), -1, 1)    (no such noise in evaluations)
 
 with beta_t = 1 - exp(-0.1 / T - 9.9 (2t - 1) / (2 T^2)) and abar_t = prod_{i <= t} (1 - beta_i).
 Unlike SAC's, alpha is in no loss term: it scales the exploration noise, which the losses' a and a'
-get, too. An update computes all gradients before any parameter moves:
+get, too. Critics learn in every update, policy and targets in every 2nd, alpha every
+entropy_interval. An update computes all gradients before any parameter moves:
 
     critics:  the means m_i(s, a) and stds sigma_i(s, a), i = 1, 2, of the return by DSAC's loss,
               with y = reward_scale r + gamma (1 - terminated) min_i m_i'(s', a'), a' ~ policy(s')
@@ -22,8 +23,6 @@ get, too. An update computes all gradients before any parameter moves:
     targets:  m_i' and sigma_i' come from Polyak averages of the critics
     alpha:    log_alpha <- log_alpha - Adam(H - H_target), H_target = -0.9 dim(a); a Gaussian
               mixture fitted to 200 actions of each state estimates the policy's entropy H
-
-Critics learn in every update, policy and targets in every 2nd, alpha every entropy_interval.
 """
 
 # /// script
@@ -66,7 +65,7 @@ SCRIPT = Path(globals().get("__file__", f"{ALGORITHM}.py"))  # A notebook's cell
 class Args:
     env_id: str = "Hopper-v4"  # Gymnasium task; module:Name-v0 imports the module
     env_kwargs: str = "{}"  # its arguments: '{"max_episode_steps": 1000}'
-    seed: int = 1  # of networks, noise, replay samples and environments
+    seed: int = 1  # of networks, noise, samples and environments
     total_timesteps: int = 30_000_000  # environment steps, warm-up included
     num_envs: int = 20  # environments; an update per step of them all
     async_envs: bool = False  # each environment in a process of its own
@@ -132,7 +131,7 @@ class DiffusionPolicy(nn.Module):
 
     def __init__(self, obs_dim: int, act_dim: int, hidden_sizes: tuple[int, ...], T: int):
         super().__init__()
-        time_dim = 16  # as in the official code
+        time_dim = 16
         self.T, self.dims = T, (obs_dim, act_dim, time_dim)
         self.time_mlp = mlp(time_dim, 2 * time_dim, time_dim)
         self.eps_net = mlp(sum(self.dims), *hidden_sizes, act_dim)  # takes [s, x_t, e_t]
@@ -229,7 +228,7 @@ def k_means(actions: Tensor, K: int, rng: torch.Generator | None) -> Tensor:
     """Clusters of samples (S, n, d), one-hot (S, K, n): k-means, begun by k-means++."""
     centres = actions[:, :1]  # (S, 1, d); the samples are in no order.
     for _ in range(K - 1):
-        distance = torch.cdist(actions, centres).amin(-1)  # (S, n), or all 0
+        distance = torch.cdist(actions, centres).amin(-1)  # (S, n), 0 if all coincide
         chosen = torch.multinomial(distance.square() + 1e-20, 1, generator=rng)  # (S, 1)
         centres = torch.cat([centres, actions.take_along_dim(chosen[..., None], 1)], 1)
     for _ in range(10):
@@ -242,11 +241,11 @@ def k_means(actions: Tensor, K: int, rng: torch.Generator | None) -> Tensor:
 def m_step(x: Tensor, resp: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """w_k = mean_n r_kn, (S, K), mu_k = E_k[x], (S, K, d), and the Cholesky factors (S, K, d, d) of
     Sigma_k = E_k[x x^T] - mu_k mu_k^T + 1e-6 I. E_k weighs the samples by r_kn."""
-    (S, d, n), K = x.shape, resp.shape[1]
+    S, d, n = x.shape
     count = resp.sum(-1) + 1e-12  # (S, K), never 0
     mean = resp @ x.mT / count[..., None]
     weighted = resp[:, :, None] * x[:, None]  # (S, K, d, n)
-    moment = (weighted.flatten(1, 2) @ x.mT).view(S, K, d, d) / count[..., None, None]
+    moment = (weighted.flatten(1, 2) @ x.mT).view(S, -1, d, d) / count[..., None, None]
     covariance = moment - mean[..., None] * mean[..., None, :] + 1e-6 * torch.eye(d).to(x)
     return count / n, mean, torch.linalg.cholesky(covariance)
 
@@ -272,7 +271,7 @@ class Batch(NamedTuple):
 
 
 class Agent(nn.Module):
-    """All that learns: policy, critics, their targets, log_alpha and omega."""
+    """What learns: policy, critics, their targets, log_alpha and omega."""
 
     def __init__(self, obs_dim: int, act_dim: int, args: Args):
         super().__init__()
@@ -284,7 +283,7 @@ class Agent(nn.Module):
         self.target_entropy = -0.9 * act_dim
         self.register_buffer("omega", torch.zeros(2))  # running means of the critics' stds
         self.to(args.device, torch.float32)
-        self.rng = torch.Generator(args.device)
+        self.rng = torch.Generator(args.device).manual_seed(args.seed)
         networks = [*self.policy.parameters(), *self.critic.parameters()]
         self.optimizer = torch.optim.Adam(networks, args.learning_rate, fused=True)
         self.optimizer.add_param_group({"params": [self.log_alpha], "lr": args.alpha_lr})
@@ -360,7 +359,7 @@ class Agent(nn.Module):
         next_noise, z, noise = draws
         loss, omega, stats = self.critic_loss(batch, next_noise, z)
         if update_policy:
-            # No parameter has a gradient from both, so they may be added.
+            # One pass: no parameter has gradients of both losses.
             policy_loss, policy_stats = self.policy_loss(batch, noise)
             loss = loss + policy_loss
             stats |= policy_stats
@@ -410,8 +409,8 @@ def compile_agent(agent: Agent) -> None:
     backward = torch.compile(type(agent).backward, fullgraph=True, dynamic=False, options=options)
     during_calls = torch._dynamo.config.patch(trace_autograd_ops=True)  # compiles .backward()
     agent.backward = MethodType(during_calls(backward), agent)
-    options = options | {"cpp_wrapper": cpu}  # C++ calls an action's kernels faster than Python.
-    options["post_grad_fusion_options"] = {"decompose_mm_pass": {}}  # sums for 1-row products
+    options = options | {"cpp_wrapper": cpu}  # C++ calls an action's kernels faster.
+    options["post_grad_fusion_options"] = {"decompose_mm_pass": {}}  # products of one row as sums
     agent.policy.compile(dynamic=False, options=options)
 
 
@@ -425,10 +424,10 @@ MAY_CHANGE = {"async_envs", "eval_episodes", "exp_name", "total_timesteps"} | CH
 
 
 def say(text: str) -> None:
-    """Prints at once. Training goes on when nobody can read it."""
+    """Prints at once. Training goes on if nobody can read it."""
     try:
         print(text, flush=True)
-    except (OSError, ValueError):
+    except Exception:
         sys.stdout = None
 
 
@@ -440,17 +439,17 @@ class ReplayBuffer:
         with suppress(AttributeError, OSError, ValueError):  # Windows, or no limit
             limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
             limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-        row = 4 * (2 * obs_dim + act_dim + 2)
+        shapes = Batch((obs_dim,), (act_dim,), (), (obs_dim,), ())
+        row = 4 * sum(map(math.prod, shapes))
         if device.startswith("cpu") and capacity * row > min(limits):
             raise ValueError(f"no memory: try --buffer-size {min(limits) // row // 2}")
-        shapes = Batch((obs_dim,), (act_dim,), (), (obs_dim,), ())
         like = {"dtype": torch.float32, "device": device}
         self.data = Batch(*(torch.empty(capacity, *shape, **like) for shape in shapes))
         self.capacity, self.device = capacity, device
         self.count = 0  # rows ever added
 
     def add(self, *transitions: np.ndarray | Tensor) -> None:
-        """Stores n transitions, the fields of `Batch`, (n, ...) each."""
+        """Stores n transitions: the fields of `Batch`, (n, ...)."""
         rows = torch.arange(self.count, self.count + len(transitions[0]), device=self.device)
         for stored, new in zip(self.data, transitions):
             stored[rows % self.capacity] = torch.as_tensor(new, device=self.device).to(stored)
@@ -473,7 +472,7 @@ class Plain(gym.wrappers.FlattenObservation):
             what = f"no vector and bounded Box of real actions, but {flat} and {space}"
             raise ValueError(f"{args.env_id}: {what}; see gymnasium.wrappers.TransformAction")
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, flat.shape)  # Bounds may vary.
-        limit = getattr(self.env, "_max_episode_steps", None)  # self.spec would copy all arguments.
+        limit = getattr(self.env, "_max_episode_steps", None)  # self.spec copies arguments.
         self.metadata = self.metadata | {"max_steps": limit}
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple:
@@ -499,11 +498,11 @@ class Plain(gym.wrappers.FlattenObservation):
 
 
 class InParallel(gym.vector.AsyncVectorEnv):
-    """Environments in processes of their own. One that hangs or dies ends the run."""
+    """Environments in other processes. One that hangs or dies ends the run."""
 
     def _check_spaces(self) -> None:
-        """Waits till all tasks are made, by asking for anything. Gymnasium's has no limit."""
-        self.call_async("metadata")
+        """Waits till all tasks are made: asks for anything. Gymnasium's has no limit."""
+        self.call_async("render_mode")
         self.call_wait(TIMEOUT)
         super()._check_spaces()
 
@@ -511,7 +510,7 @@ class InParallel(gym.vector.AsyncVectorEnv):
         return super().reset_wait(TIMEOUT)
 
     def close_extras(self, **_) -> None:
-        """Asks each process to close its task, and kills what has not ended in time."""
+        """Asks each process to close its task; kills what has not ended in time."""
         for pipe in self.parent_pipes:
             with suppress(OSError, AttributeError):  # of a process that has ended
                 pipe.send(("close", None))
@@ -548,7 +547,7 @@ def derive_seed(*numbers: int) -> int:
 
 
 def make_actor(policy: DiffusionPolicy, space: gym.spaces.Box, seed: int = 0) -> Callable:
-    """The policy without exploration noise, for one flat observation or n of them."""
+    """The policy without exploration noise, for one flat observation or n."""
     rng = torch.Generator(policy.time_embedding.device).manual_seed(seed)
 
     @torch.no_grad()
@@ -582,7 +581,7 @@ def evaluate(act: Callable, envs: VectorEnv, episodes: int, seed: int) -> tuple:
     returns = np.concatenate(rounds)[:episodes]
     scores = {"episodic_return": float(returns.mean()), "episodic_return_std": float(returns.std())}
     if hasattr(type(envs.envs[0].unwrapped), "policy_report"):  # the task's own scores
-        scores |= envs.envs[0].unwrapped.policy_report(act)
+        scores = envs.envs[0].unwrapped.policy_report(act) | scores
     return returns, scores
 
 
@@ -625,6 +624,7 @@ def resolve(args: Args, **saved: object) -> Args:
     known = DEFAULTS | TASKS.get(args.env_id.split(":")[-1].rsplit("-v", 1)[0], {}) | saved
     missing = {name: value for name, value in known.items() if getattr(args, name) is None}
     args = replace(args, **missing, env_id=str(args.env_id), device=str(args.device))
+    args.exp_name = str(args.exp_name)
     for field in fields(args):  # Numbers are checked and made plain.
         name, value = field.name, getattr(args, field.name)
         is_count = field.type in (int, int | None, tuple[int, ...] | None)
@@ -657,7 +657,7 @@ def resolve(args: Args, **saved: object) -> Args:
 @torch.enable_grad()
 def make_agent(args: Args, obs_dim: int, act_dim: int) -> Agent:
     """A new agent. Where compiling its update fails, it goes without."""
-    torch.compiler.reset()  # PyTorch limits compilations in a process.
+    torch.compiler.reset()  # PyTorch limits compilations.
     torch.manual_seed(args.seed)
     agent = Agent(obs_dim, act_dim, args)
     if not args.compile:
@@ -689,7 +689,7 @@ def load_run(folder: Path, agent: Agent, buffer: ReplayBuffer) -> tuple[int, flo
     if saved["step"] * agent.args.num_envs > agent.args.total_timesteps:
         raise ValueError("--total-timesteps: the run has made more")
     agent.load_state_dict(saved["agent"])
-    agent.optimizer.load_state_dict(deepcopy(saved["optimizer"]))  # Else it stays mapped.
+    agent.optimizer.load_state_dict(deepcopy(saved["optimizer"]))  # not the file's pages
     rows, count = saved["rows"], saved["count"]
     if buffer.capacity != saved["args"]["buffer_size"]:  # Keep the latest, the oldest first.
         rows = [field.roll(-count, 0)[-buffer.capacity :] for field in rows]
@@ -738,7 +738,7 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: VectorEnv, beg
     with writer, closing(eval_envs) if eval_envs else nullcontext():
         for step in range(first, last + 1):
             update = step - warmup  # negative in the warm-up
-            steps = (step + 1) * n
+            steps = (step + 1) * n  # environment steps
 
             # Save, and start anew from (seed, step), as resuming does.
             if step in (first, last) or update % args.checkpoint_interval == 0:
@@ -761,6 +761,7 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: VectorEnv, beg
             # Act. Environments in other processes move while it learns.
             if update >= 0:
                 action = agent.act(obs)
+                check_finite(steps, {"obs": obs, "action": action})
             else:
                 action = torch.empty(n, agent.dims[1], device=args.device)
                 action.uniform_(-1, 1, generator=agent.rng)
@@ -806,12 +807,12 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: VectorEnv, beg
 
             # Evaluate.
             if eval_envs and ((update + 1) % args.eval_interval == 0 or step + 1 == last):
-                seed = derive_seed(args.seed, step, 1)  # episodes of its own
+                seed = derive_seed(args.seed, step, 1)
                 act = make_actor(agent.policy, space, seed)
                 played, scores = evaluate(act, eval_envs, args.eval_episodes, seed)
                 for name, score in scores.items():
                     writer.add_scalar(f"eval/{name}", score, steps)
-                say(f"{steps:,} steps: evaluation {played.mean():.1f} +- {played.std():.1f}")
+                say(f"{steps:,} steps: evaluation {played.mean():.5g} +- {played.std():.5g}")
                 if scores["episodic_return"] > best:
                     best = scores["episodic_return"]
                     save(folder / "best.pt", agent, update=update + 1)
@@ -837,7 +838,7 @@ def run() -> None:
     with closing(make_envs(args, min(episodes, args.num_envs))) as envs:
         act = make_actor(policy, envs.single_action_space, seed)
         returns, _ = evaluate(act, envs, episodes, seed)
-    print(f"{args.env_id}, {len(returns)} episodes: {returns.mean():.1f} +- {returns.std():.1f}")
+    print(f"{args.env_id}, {len(returns)} episodes: {returns.mean():.5g} +- {returns.std():.5g}")
 
 
 def run_command_line() -> None:

@@ -42,8 +42,8 @@ class MultiGoalEnv(gym.Env):
     """A point mass in the plane and its goals.
 
     The observation is its position, in [-7, 7]^2. The action is its velocity, in [-1, 1]^2, for
-    one unit of time. The reward is -30 |a|^2 - (distance to the nearest goal)^2, and 10 more on
-    arrival. Starts are drawn from N(0, 0.1^2 I).
+    one unit of time. The reward is -30 |a|^2 - (new distance to the nearest goal)^2, and 10 more
+    on arrival. Starts are drawn from N(0, 0.1^2 I).
     """
 
     metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 10}
@@ -156,7 +156,7 @@ class Run:
             is_v2 = "q_grad_weight" in json.loads((folder / "args.json").read_text())
             self.script = importlib.import_module("dacer_v2" if is_v2 else "dacer")
             self.agent = self.script.load_agent(folder)
-        except (OSError, ValueError) as error:
+        except (OSError, TypeError, ValueError) as error:
             fail(f"cannot load {folder}: {error}")
         args = self.agent.args
         if args.env_id.split(":")[-1] != "MultiGoal-v0":
@@ -325,4 +325,7 @@ def main(runs: Annotated[tuple[Path, ...], tyro.conf.Positional]) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    try:
+        tyro.cli(main)
+    except OSError as error:  # a folder that may not be written, or a full disk
+        fail(str(error))

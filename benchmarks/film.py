@@ -36,6 +36,10 @@ class Args:
 
 def main(args: Args) -> None:
     """Plays one episode and writes its frames. They are shown as fast as they were simulated."""
+    if args.every < 1:
+        raise ValueError("--every must be 1 or more")
+    if args.out.suffix.lower() not in (".webp", ".gif"):
+        raise ValueError(f"{args.out} must end with .webp or .gif")
     try:
         agent = dacer_v2.load_agent(args.run)
     except ValueError:

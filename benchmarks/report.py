@@ -40,6 +40,7 @@ PALETTE = ["#0072B2", "#D55E00", "#009E73", "#000000", "#999999"]  # of MAIN
 PALETTE += ["#E69F00", "#56B4E9", "#CC79A7", "#332288"]  # of VARIANTS
 PALETTE += ["#AA4499", "#882255", "#44AA99", "#6E4B1E"]
 COLOURS = dict(zip(MAIN + VARIANTS, PALETTE))
+plt.rcParams["text.parse_math"] = False  # A task's arguments may hold dollar signs.
 ARGUMENTS = {
     "T": "diffusion_steps",
     "eta": "q_grad_weight",
@@ -499,15 +500,21 @@ def main(runs: tyro.conf.Positional[tuple[Path, ...]] = (), out: Path = Path("re
     for end, on in selections.items():
         parts = data[goals & on].groupby("task")
         figures[f"coverage{end}"] = {task: part for task, part in parts if part.name.nunique() > 1}
-    figures = {re.sub(r"[^\w.-]+", "-", name): panels for name, panels in figures.items() if panels}
     folder = out if runs else ROOT / "docs" / "figures"
-    for name, panels in figures.items():
-        draw(folder / f"{name}.png", panels)
+    files = []
+    for number, (name, panels) in enumerate(figures.items()):
+        if not panels:
+            continue
+        file = re.sub(r"[^\w.-]+", "-", name)
+        if len(file) > 100:  # A task's arguments may be longer than a file's name.
+            file = f"{file[:100]}-{number}"
+        draw(folder / f"{file}.png", panels)
+        files.append(file)
     if runs:
         left_out = ("glance", "speed", "gpu", "cost")
         told = [t for t in tables if t not in left_out and tables[t].count("\n") > 1]
         parts = [f"## {name}\n\n{tables[name]}" for name in told]
-        parts += [f"![{name}]({name}.png)" for name in figures]
+        parts += [f"![{file}]({file}.png)" for file in files]
         (out / "report.md").write_text("\n\n".join(parts) + "\n")
         return
     pattern = re.compile(r"(<!-- report: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)

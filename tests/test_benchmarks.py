@@ -177,3 +177,6 @@ def test_film(work):
     with image.open("goals.webp") as picture:
         assert picture.n_frames > 1
     assert shell(*film, "--first", 100, "--task-kwargs", "{}").code == 2
+    ended = shell(*film, "--every", 0)
+    assert (ended.code, ended.err) == (2, "film.py: error: --every must be 1 or more\n")
+    assert shell(*film[:2], "goals.mp4").code == 2

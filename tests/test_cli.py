@@ -32,7 +32,7 @@ def test_train_and_evaluate_a_mujoco_task(algo, work):
     agent.args.eval_episodes = 3
     returns, _ = evaluate(algo, agent.policy, agent.args, algo.derive_seed(5))
     assert len(returns) == 3
-    said = f"Hopper-v4, 3 episodes: {returns.mean():.1f} +- {returns.std():.1f}\n"
+    said = f"Hopper-v4, 3 episodes: {returns.mean():.5g} +- {returns.std():.5g}\n"
     assert replayed.out == said
 
 

@@ -201,7 +201,7 @@ ELSEWHERE = {
 +        if self.args.q_grad_weight == 0:
 +            return next_noise, z, noise
 +        t = torch.randint(1, self.policy.T + 1, (B,), device=z.device, generator=self.rng)
-+        return next_noise, z, noise, t  # t: a step of each chain, for q_grad_loss
++        return next_noise, z, noise, t
 ''',
     "resolve": """
 +        least = -100 if name.startswith("time_weight") else least  # any sign

@@ -180,6 +180,9 @@ def test_a_trained_run(algo, tiny_args, capsys):
     }
     for checkpoint in trained.glob("*.pt"):
         checkpoint.unlink()
+    Path("list").mkdir()
+    Path("list/args.json").write_text("3")
+    bad["cannot load list"] = (Path("list"),)
     capsys.readouterr()
     for message, folders in {**bad, "checkpoint": (trained,)}.items():
         with pytest.raises(SystemExit) as exit_:

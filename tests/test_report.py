@@ -310,6 +310,16 @@ def test_runs_are_found_below_a_folder(tmp_path, tables, capsys):
     assert capsys.readouterr().err.count("is left out") == 3
 
 
+def test_a_task_with_many_arguments(tmp_path, tables):
+    """Its figure has a name that the system takes, and the text is no formula."""
+    for costs in ({"a $x^$": 1}, {"a $x^$": 2}):
+        kwargs = json.dumps({f"weight_of_the_cost_{i}": 0.5 for i in range(20)} | costs)
+        seed = costs["a $x^$"]
+        make_run(tmp_path / f"runs/{seed}", [5, 6], env_id="Ant-v5", env_kwargs=kwargs, seed=seed)
+    tables()
+    assert len(list((tmp_path / "out").glob("Ant-v5-weight*.png"))) == 2
+
+
 def test_our_hours_are_not_those_of_other_runs(tmp_path, tables):
     make_run(tmp_path / "runs/ant", [5] * 60, env_id="Ant-v4")
     rows = {row["algorithm, T"]: row["after 60,000 updates"] for row in tables()["milestones"]}

@@ -209,6 +209,18 @@ def test_a_terminal_that_goes_away(algo, work):
     assert algo.load_checkpoint(the_run() / "checkpoint.pt")["step"] == 120
 
 
+def test_a_stream_that_can_only_be_written_to(algo, tiny_args, monkeypatch):
+    """Logging libraries and windows put such streams in the place of stdout."""
+
+    class Stream:
+        def write(self, text):
+            pass
+
+    monkeypatch.setattr(sys, "stdout", Stream())
+    run_dir = train(algo, tiny_args(**TRACK))
+    assert algo.load_checkpoint(run_dir / "checkpoint.pt")["step"] == 60
+
+
 def test_characters_that_the_locale_cannot_write(algo, work):
     environment = {**ENVIRONMENT, "PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0"}
     task = {"env_id": "user_envs:Fails-v0", "env_kwargs": '{"how": "raises accents"}'}
@@ -309,6 +321,7 @@ def test_numbers_of_other_libraries(algo, tiny_args):
         "learning_rate": np.logspace(-5, -3, 3)[1],
         "noise_scale": np.float32(0.1),
         "seed": np.int64(7),
+        "exp_name": np.str_("mine"),
         "batch_size": 8.0,
         "hidden_sizes": np.array([16, 16]),
         "device": torch.device("cpu"),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import user_envs
-from helpers import command, failed, refused, stored, the_run, tiny, train
+from helpers import command, failed, refused, scalars, stored, the_run, tiny, train
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -227,7 +227,26 @@ def test_a_close_that_raises_spoils_nothing(run, async_envs):
     assert ended.code == 0, ended.err
 
 
+def test_scores_of_the_name_of_the_return(run, algo):
+    """The return stays what was measured, and the run can go on."""
+    assert run("Scores").code == 0
+    assert algo.load_checkpoint(the_run() / "checkpoint.pt")["best"] < 0
+    assert scalars(the_run())["eval/distance"]
+    assert command(algo, "--resume", the_run(), "--total-timesteps", 160).code == 0
+
+
+def test_metadata_that_cannot_be_sent(run):
+    ended = run("LockInMetadata", async_envs=True)
+    assert ended.code == 0, ended.err
+
+
 # ---- Failures
+
+
+@sync_and_async
+def test_no_action_that_is_not_finite_reaches_a_task(run, async_envs):
+    ended = run("Motors", learning_rate=1e15, eval_episodes=0, async_envs=async_envs)
+    failed(ended, the_run(), "FloatingPointError: NaN or infinity in action at step")
 
 
 def assert_no_process_is_left():

@@ -439,6 +439,25 @@ class SlowStart(Track):
             time.sleep(1000)
 
 
+class Motors(Track):
+    """Obeys finite actions only."""
+
+    def step(self, action):
+        assert np.isfinite(action).all(), "a motor broke"
+        return super().step(action)
+
+
+class Scores(Track):
+    """Scores itself, one of them under the name of training's own."""
+
+    def policy_report(self, act):
+        return {"episodic_return": np.float64(1e9), "distance": 1.5}
+
+
+class LockInMetadata(Track):
+    metadata: ClassVar = {"lock": threading.Lock()}
+
+
 class Licensed(Track):
     """Can be made in the main process alone."""
 
