@@ -22,8 +22,10 @@ for seed in 1 2; do
 done
 python dacer_v2.py --env-id Ant-v4 --q-grad-weight 1
 
-# Humanoid-v4, with the defaults, and stopped before
+# Humanoid with and without contact forces, with the defaults, and stopped before
 python dacer_v2.py --env-id Humanoid-v4
+python dacer_v2.py --env-id Humanoid-v5 \
+    --env-kwargs '{"include_cfrc_ext_in_observation": false, "contact_cost_weight": 0}'
 
 # HalfCheetah-v4 with one environment, and stopped before
 python dacer_v2.py --env-id HalfCheetah-v4 $ONE_ENVIRONMENT

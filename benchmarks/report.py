@@ -287,7 +287,9 @@ def hours_of(run: pd.Series, updates: float, times: pd.DataFrame) -> str:
 
 
 def glance(runs: pd.DataFrame, times: pd.DataFrame) -> str:
-    """A row for each run of 100,000 updates or more."""
+    """A row for each seed's longest run, if it has 100,000 updates or more."""
+    runs = runs.sort_values("update").drop_duplicates(["task", "name", "seed"], keep="last")
+    runs = runs.sort_index()
     paper = PUBLISHED[PUBLISHED.what.str.startswith("DACER, paper")].set_index("task")["return"]
     rows = []
     for _, run in runs[runs["update"] >= 100_000].iterrows():
@@ -390,7 +392,8 @@ def draw(path: Path, panels: dict[str, pd.DataFrame]) -> None:
                 band = band if len(runs) > 2 else {"errorbar": None}
                 sns.lineplot(shared, lw=2.5, **band, **style)
             axis.plot(stopped["update"], stopped[score], "x", color=COLOURS[key])
-            seeds = f"{len(runs)} seed" + "s" * (len(runs) > 1)
+            what = "run" if runs.seed.duplicated().any() else "seed"
+            seeds = f"{len(runs)} {what}" + "s" * (len(runs) > 1)
             states = ", ".join([seeds, *stopped.state])
             label = f"{name} ({states})".replace("%, stopped at", "%,")
             handles[label] = plt.Line2D([], [], color=COLOURS[key], ls=style["ls"], lw=2)

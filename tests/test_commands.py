@@ -1,5 +1,6 @@
 """benchmarks/commands.sh: its programs take its commands, and each result of ours has one."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -56,16 +57,15 @@ def test_every_run_of_ours_has_its_command(commands):
             args = module.resolve(tyro.cli(module.Args, args=words))
             eta = getattr(args, "q_grad_weight", None)
             c = round(args.time_weight_c, 3) if eta else None
-            task = args.env_id.split(":")[-1] + args.env_kwargs.replace(" ", "")
-            made.add((task, args.seed, args.total_timesteps, args.diffusion_steps, eta or 0, c))
+            kwargs = " ".join(f"{k}={v}" for k, v in json.loads(args.env_kwargs).items())
+            task = args.env_id.split(":")[-1], kwargs, args.seed
+            made.add((*task, args.total_timesteps, args.diffusion_steps, eta or 0, c))
     data = pd.concat([pd.read_csv(BENCHMARKS / f"results/{name}.csv") for name in FILES])
     data = data[data.algorithm.isin(["DACER", "DACERv2"])].fillna({"kwargs": "", "eta": 0})
     for run in data.drop_duplicates("run").to_dict("records"):
-        goals = run["kwargs"].removeprefix("num_goals=")
-        task = run["task"] + (f'{{"num_goals":{goals}}}' if goals else "{}")
         c = round(run["c"], 3) if run["eta"] else None
-        key = (task, run["seed"], run["total_timesteps"], run["T"], run["eta"], c)
-        assert key in made, run["run"]
+        task = run["task"], run["kwargs"], run["seed"]
+        assert (*task, run["total_timesteps"], run["T"], run["eta"], c) in made, run["run"]
 
 
 FILES = ("evaluations", "multigoal")

@@ -104,7 +104,8 @@ def test_every_number_recomputes(copy):
     runs["task"] += (runs.num_envs == 1).map({True: ", 1 environment", False: ""})
     runs["name"] = runs.algorithm + ", T = " + runs["T"].map("{:g}".format)
     glance = rows_of((copy / "README.md").read_text().split("<!-- report: glance")[1])
-    long = runs[runs["update"] >= 100_000]
+    long = runs[runs["update"] >= 100_000].sort_values("update")
+    long = long.drop_duplicates(["task", "name", "seed"], keep="last")  # of a seed that ran twice
     assert len(glance) == len(long)
     for row in glance:
         group = long[(long.task + long.name == row["task"] + row["algorithm, T"])]
