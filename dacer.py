@@ -426,7 +426,7 @@ MAY_CHANGE = {"async_envs", "eval_episodes", "exp_name", "total_timesteps"} | CH
 def say(text: str) -> None:
     """Prints at once. Training goes on if nobody can read it."""
     try:
-        print(text, flush=True)
+        print(text, flush=hasattr(sys.stdout, "flush"))
     except Exception:
         sys.stdout = None
 
@@ -501,7 +501,7 @@ class InParallel(gym.vector.AsyncVectorEnv):
     """Environments in other processes. One that hangs or dies ends the run."""
 
     def _check_spaces(self) -> None:
-        """Waits till all tasks are made: asks for anything. Gymnasium's has no limit."""
+        """Waits for each task's answer. Gymnasium's has no limit."""
         self.call_async("render_mode")
         self.call_wait(TIMEOUT)
         super()._check_spaces()

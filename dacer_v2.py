@@ -76,7 +76,7 @@ class Args:
     device: str = "cuda" if torch.cuda.is_available() else "cpu"  # of networks and buffer
     compile: bool = True  # takes a minute or two, then up to twice as fast
     exp_name: str = SCRIPT.stem  # part of the folder's name
-    diffusion_steps: int = 5  # T; with another T set c to 2 / T
+    diffusion_steps: int = 5  # T; with another T set c to 2 / T, where it is not 0
     q_grad_weight: float | None = None  # eta; 0: DACER with T steps; None: by task
     time_weight_c: float | None = None  # c of w(t) = exp(c t + d); None: by task
     time_weight_d: float | None = None  # d of w(t); c = d = 0: w = 1; None: by task
@@ -470,7 +470,7 @@ MAY_CHANGE = {"async_envs", "eval_episodes", "exp_name", "total_timesteps"} | CH
 def say(text: str) -> None:
     """Prints at once. Training goes on if nobody can read it."""
     try:
-        print(text, flush=True)
+        print(text, flush=hasattr(sys.stdout, "flush"))
     except Exception:
         sys.stdout = None
 
@@ -545,7 +545,7 @@ class InParallel(gym.vector.AsyncVectorEnv):
     """Environments in other processes. One that hangs or dies ends the run."""
 
     def _check_spaces(self) -> None:
-        """Waits till all tasks are made: asks for anything. Gymnasium's has no limit."""
+        """Waits for each task's answer. Gymnasium's has no limit."""
         self.call_async("render_mode")
         self.call_wait(TIMEOUT)
         super()._check_spaces()

@@ -286,10 +286,17 @@ def hours_of(run: pd.Series, updates: float, times: pd.DataFrame) -> str:
     return "-" if np.isnan(ms) else f"{updates * ms / 3.6e6:.1f}"
 
 
+def longest_of_each_seed(data: pd.DataFrame) -> pd.DataFrame:
+    """Leaves out the shorter runs of a seed that ran twice."""
+    groups = ["task", "name", "seed"]
+    ends = data.groupby([*groups, "run"])["update"].max().sort_values()
+    longest = ends.groupby(groups).tail(1).index.get_level_values("run")
+    return data[data.run.isin(longest)]
+
+
 def glance(runs: pd.DataFrame, times: pd.DataFrame) -> str:
     """A row for each seed's longest run, if it has 100,000 updates or more."""
-    runs = runs.sort_values("update").drop_duplicates(["task", "name", "seed"], keep="last")
-    runs = runs.sort_index()
+    runs = longest_of_each_seed(runs)
     paper = PUBLISHED[PUBLISHED.what.str.startswith("DACER, paper")].set_index("task")["return"]
     rows = []
     for _, run in runs[runs["update"] >= 100_000].iterrows():
@@ -302,6 +309,7 @@ def glance(runs: pd.DataFrame, times: pd.DataFrame) -> str:
 
 def milestones(data: pd.DataFrame, times: pd.DataFrame) -> str:
     """Returns after as many updates, and how long these take, on tasks with a run that long."""
+    data = longest_of_each_seed(data)
     longest = data.groupby("task")["update"].transform("max")
     rows = []
     for (task, name), group in data[longest >= MILESTONES[2]].groupby(["task", "name"], sort=False):

@@ -179,4 +179,5 @@ def test_film(work):
     assert shell(*film, "--first", 100, "--task-kwargs", "{}").code == 2
     ended = shell(*film, "--every", 0)
     assert (ended.code, ended.err) == (2, "film.py: error: --every must be 1 or more\n")
-    assert shell(*film[:2], "goals.mp4").code == 2
+    ended = shell(*film[:2], "goals.mp4")
+    assert ended.err == "film.py: error: goals.mp4 must end with .webp or .gif\n"

@@ -212,12 +212,13 @@ def test_a_terminal_that_goes_away(algo, work):
 def test_a_stream_that_can_only_be_written_to(algo, tiny_args, monkeypatch):
     """Logging libraries and windows put such streams in the place of stdout."""
 
-    class Stream:
-        def write(self, text):
-            pass
+    class Stream(list):
+        write = list.append
 
-    monkeypatch.setattr(sys, "stdout", Stream())
+    stream = Stream()
+    monkeypatch.setattr(sys, "stdout", stream)
     run_dir = train(algo, tiny_args(**TRACK))
+    assert any("evaluation" in text for text in stream)
     assert algo.load_checkpoint(run_dir / "checkpoint.pt")["step"] == 60
 
 

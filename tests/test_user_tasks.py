@@ -244,7 +244,7 @@ def test_metadata_that_cannot_be_sent(run):
 
 
 @sync_and_async
-def test_no_action_that_is_not_finite_reaches_a_task(run, async_envs):
+def test_training_sends_no_action_that_is_not_finite(run, async_envs):
     ended = run("Motors", learning_rate=1e15, eval_episodes=0, async_envs=async_envs)
     failed(ended, the_run(), "FloatingPointError: NaN or infinity in action at step")
 
