@@ -32,6 +32,7 @@ ALGORITHMS = {"dacer.py": dacer, "dacer_v2.py": dacer_v2}
 PUBLISHED = {
     "goals4-v2-T5-eta2-w1-2": dacer_v2,
     "goals4-dacer-T20-3": dacer,
+    "cheetah1-dacer-T5-1": dacer,
     "hopper-v2-T5-eta0.01-1": dacer_v2,
 }
 PUBLISHED |= {"ant-v2-T5-eta0.01-1": dacer_v2}
