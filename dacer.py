@@ -761,10 +761,10 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: VectorEnv, beg
             # Act. Environments in other processes move while it learns.
             if update >= 0:
                 action = agent.act(obs)
-                check_finite(steps, {"obs": obs, "action": action})
             else:
                 action = torch.empty(n, agent.dims[1], device=args.device)
                 action.uniform_(-1, 1, generator=agent.rng)
+            check_finite(steps, {"obs": obs, "action": action})
             sent = to_env(action, space)
             if args.async_envs:
                 envs.step_async(sent)
@@ -780,9 +780,8 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: VectorEnv, beg
             successor = next_obs.copy()
             if done.any():  # They have been reset.
                 successor[done] = np.stack(infos["final_obs"][done])
-            transitions = Batch(obs, action, reward, successor, terminated)
-            check_finite(steps, transitions._asdict())
-            buffer.add(*transitions)
+            check_finite(steps, {"reward": reward, "next_obs": successor})
+            buffer.add(obs, action, reward, successor, terminated)
             obs = next_obs
             returns += reward
             finished += returns[done].tolist()

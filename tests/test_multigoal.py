@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
+from helpers import shell
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
@@ -171,6 +172,12 @@ def test_a_trained_run(algo, tiny_args, capsys):
     assert pictures == {"policy.png", "value.png", "starts.png"}
     assert imread(trained / "value.png")[..., :3].std() > 0.1
     assert list(trained.glob("events.out.tfevents.*.pictures"))
+
+    (trained / "value.png").unlink()
+    (trained / "value.png").mkdir()  # so that it cannot be written
+    ended = shell(multigoal_env.__file__, trained)
+    assert (ended.code, ended.err.count("\n")) == (2, 1), ended.err
+    assert "multigoal_env.py: error: " in ended.err
 
     algo.main(tiny_args(env_id="toy_envs:Counter-v0", total_timesteps=44), other)
     bad = {
