@@ -217,7 +217,7 @@ def draw_rollouts(axes, run: Run, start: tuple[float, float]) -> list[int]:
 
 
 def policy_picture(run: Run):
-    """The first steps of five rollouts from every point of a grid.
+    """The first steps of five rollouts from every point of a grid, and of 20 from the origin.
 
     Where their colours differ, the policy is multimodal.
     """
@@ -228,13 +228,14 @@ def policy_picture(run: Run):
     points = np.stack(np.meshgrid(grid, grid), -1).reshape(-1, 2)
     # Nearer to a goal, no episode goes on.
     is_far = run.env.squared_distances(points).min(-1) > ARRIVAL**2
-    points = points[is_far].repeat(5, 0)
+    points = np.concatenate([points[is_far].repeat(5, 0), np.zeros((15, 2))])
     path, goals = run.env.rollouts(run.new_act(), points)
     steps = path[1] - points
     colors = [COLORS[goal] for goal in goals]
     style = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.004}
     axes.quiver(*points.T, *steps.T, color=colors, **style)
-    caption = "5 sampled actions at each point, coloured by the goal then reached (grey: none)"
+    caption = "5 sampled actions at each point (20 at the origin)"
+    caption += ", coloured by the goal then reached (grey: none)"
     axes.set_title(f"{run.name}\n{caption}", fontsize=8)
     return figure
 
@@ -253,23 +254,26 @@ def value_picture(run: Run):
 
 def starts_picture(run: Run):
     """200 rollouts from each of five starts around the origin."""
-    figure = new_figure(14, 3.7)
-    for axes, start in zip(figure.subplots(1, len(STARTS)), STARTS):
+    figure = new_figure(10, 2.9)
+    for axes, start in zip(figure.subplots(1, len(STARTS), sharey=True), STARTS):
         hits = draw_rollouts(axes, run, start)
         axes.set_title(f"from {start}\n{hits}", fontsize=8)
+        axes.label_outer()
     figure.suptitle(f"{run.name}: 200 rollouts from each start (+), {CAPTION}", fontsize=10)
     return figure
 
 
 def comparison_picture(runs: list[Run]):
     """200 rollouts from the origin: a row for each algorithm, a column for each number of goals.
+    With one number of goals the algorithms stand side by side.
 
     Of several runs it shows the median one by coverage; of two in the middle it shows the worse.
     """
     rows = list(dict.fromkeys(run.algorithm for run in runs))
     columns = sorted({len(run.env.goals) for run in runs})
-    figure = new_figure(max(5.6, 3.6 * len(columns)), 4.2 * len(rows) + 0.4)
-    grid = figure.subplots(len(rows), len(columns), squeeze=False)
+    shape = (len(rows), len(columns)) if len(columns) > 1 else (1, len(rows))
+    figure = new_figure(max(5.6, 3.6 * shape[1]), 4.2 * shape[0] + 0.4)
+    grid = figure.subplots(*shape, squeeze=False).reshape(len(rows), len(columns))
     for (row, column), axes in np.ndenumerate(grid):
         wanted = rows[row], columns[column]
         group = [run for run in runs if (run.algorithm, len(run.env.goals)) == wanted]

@@ -30,6 +30,12 @@ RESULTS = ROOT / "benchmarks" / "results"
 # point of a curve.
 PUBLISHED = pd.read_csv(RESULTS / "published.csv")
 PAPERS_UPDATES = 1_500_000
+# A task with these arguments has a name of its own.
+CALLED = {
+    "Humanoid-v5 include_cfrc_ext_in_observation=False contact_cost_weight=0": (
+        "Humanoid-v5 without contact forces"
+    )
+}
 TRAINING = "step of 20 environments and update"
 MAIN = ["DACERv2, T = 5", "DACER, T = 20", "DACER, T = 5"]
 MAIN += [f"official DACER (JAX), T = {T}" for T in (20, 5)]
@@ -53,12 +59,12 @@ SETTINGS += ["reward_scale", "policy_frequency", "eval_episodes"]
 BEST = "highest evaluation in the last 10%"
 HALF = "mean evaluation in the second half"
 LAST = "last evaluation"
-GLANCE = "task | algorithm, T | seed | last return | updates | environment steps | hours"
-GLANCE += " | the paper's DACER, 1.5 million updates"
 COSTS = [(100_000, "dacer_v2"), (100_000, "dacer")]
 COSTS += [(PAPERS_UPDATES, "dacer_v2"), (PAPERS_UPDATES, "dacer")]
 NAMES = {"dacer_v2": "DACERv2, T = 5", "dacer": "DACER, T = 20"}
 MILESTONES = (60_000, 150_000, 300_000)  # updates
+GLANCE = f"task | algorithm, T | seed | return after {MILESTONES[-1]:,} updates"
+GLANCE += " | last return | updates | hours | the paper's DACER, 1.5 million updates"
 TABLES = {
     "returns": (
         f"task | algorithm, T | seed | updates | {BEST} | each seed | 95% interval"
@@ -77,8 +83,10 @@ def read_runs(paths: Iterable[Path]) -> list[pd.DataFrame]:
     found = {}
     for path in paths:
         folders = [file.parent for file in sorted(path.rglob("args.json"))]
+        # A published policy below the path has no curves, and is passed over.
+        folders = [folder for folder in folders if any(folder.glob("events.out.tfevents.*[0-9]"))]
         if not folders:
-            leave_out(path, "no args.json lies there")
+            leave_out(path, "no run lies there")
         for folder in folders:
             try:
                 found[folder.resolve()] = read_run(folder)
@@ -150,7 +158,7 @@ def prepare(data: pd.DataFrame) -> pd.DataFrame:
     If runs of one name differ in a setting, it becomes a part of their names.
     """
     environments = np.where(data.num_envs == 1, ", 1 environment ", " ")
-    data["task"] = (data.task + environments + data.kwargs).str.strip()
+    data["task"] = (data.task + environments + data.kwargs).str.strip().replace(CALLED)
     data["warm_up"] = -(-data.learning_starts // data.num_envs)
     data["update"] = (data.step // data.num_envs - data.warm_up).clip(lower=0)
     data["planned"] = data.total_timesteps // data.num_envs - data.warm_up
@@ -294,16 +302,19 @@ def longest_of_each_seed(data: pd.DataFrame) -> pd.DataFrame:
     return data[data.run.isin(longest)]
 
 
-def glance(runs: pd.DataFrame, times: pd.DataFrame) -> str:
+def glance(data: pd.DataFrame, times: pd.DataFrame) -> str:
     """A row for each seed's longest run, if it has 100,000 updates or more."""
-    runs = longest_of_each_seed(runs)
+    data = longest_of_each_seed(data)
+    runs = summarise(data)
+    on_the_way = data[data["update"] == MILESTONES[-1]].set_index("run")["return"]
     paper = PUBLISHED[PUBLISHED.what.str.startswith("DACER, paper")].set_index("task")["return"]
     rows = []
     for _, run in runs[runs["update"] >= 100_000].iterrows():
-        reached = f"{run['return']:,.0f}", f"{run['update']:,}", f"{run.step:,}"
+        reached = f"{run['return']:,.0f}", f"{run['update']:,}"
+        then = f"{on_the_way[run.run]:,.0f}" if run.run in on_the_way else "-"
         known = f"{paper[run.task]:,}" if run.task in paper else "-"
         hours = hours_of(run, run["update"], times)
-        rows.append([run.task, run["name"], run.seed, *reached, hours, known])
+        rows.append([run.task, run["name"], run.seed, then, *reached, hours, known])
     return table(GLANCE, rows)
 
 
@@ -391,18 +402,19 @@ def draw(path: Path, panels: dict[str, pd.DataFrame]) -> None:
             key = group["style"].iloc[0]
             style = {"x": "update", "y": score, "color": COLOURS[key], "ax": axis}
             style["ls"] = "-" if key in MAIN else "--"
+            seeds = runs.seed.nunique()
             if (len(runs) < 3 or len(stopped)) and group[score].notna().any():
-                width = 1.5 if len(runs) == 1 else 0.6
+                width = 1.5 if seeds == 1 else 0.6
                 sns.lineplot(group, units="run", estimator=None, lw=width, **style)
-            if len(runs) > 1:
+            if seeds > 1:
                 shared = group[group.groupby("update").run.transform("size") == len(runs)]
                 band = {"seed": 0, "err_kws": {"alpha": 0.12, "lw": 0}}
                 band = band if len(runs) > 2 else {"errorbar": None}
                 sns.lineplot(shared, lw=2.5, **band, **style)
             axis.plot(stopped["update"], stopped[score], "x", color=COLOURS[key])
-            what = "run" if runs.seed.duplicated().any() else "seed"
-            seeds = f"{len(runs)} {what}" + "s" * (len(runs) > 1)
-            states = ", ".join([seeds, *stopped.state])
+            what = "run" if seeds < len(runs) else "seed"
+            count = f"{len(runs)} {what}" + "s" * (len(runs) > 1)
+            states = ", ".join([count, *stopped.state])
             label = f"{name} ({states})".replace("%, stopped at", "%,")
             handles[label] = plt.Line2D([], [], color=COLOURS[key], ls=style["ls"], lw=2)
         published = PUBLISHED[PUBLISHED.task == title]
@@ -479,7 +491,7 @@ def main(runs: tyro.conf.Positional[tuple[Path, ...]] = (), out: Path = Path("re
         columns = header.split(" | ")
         tables[name] = table(header, [[words[column] for column in columns] for words in told])
     times = pd.read_csv(RESULTS / "speed.csv")
-    tables["glance"] = glance(summarise(compared), times)
+    tables["glance"] = glance(compared, times)
     tables["milestones"] = milestones(compared, times)
     gpu = times.machine.str.contains("NVIDIA")
     tables |= {"speed": speed(times[~gpu]), "gpu": speed(times[gpu])}

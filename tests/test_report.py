@@ -100,8 +100,9 @@ def test_the_pages_say_what_the_data_say(copy):
 def test_every_number_recomputes(copy):
     data = pd.read_csv(ROOT / "benchmarks/results/evaluations.csv")
     assert not data.duplicated(["run", "step"]).any()
-    runs = data.groupby("run").agg("last")
+    runs = data.groupby("run", as_index=False).agg("last")
     runs["task"] += (runs.num_envs == 1).map({True: ", 1 environment", False: ""})
+    runs.loc[runs.task == "Humanoid-v5", "task"] = "Humanoid-v5 without contact forces"
     runs["name"] = runs.algorithm + ", T = " + runs["T"].map("{:g}".format)
     glance = rows_of((copy / "README.md").read_text().split("<!-- report: glance")[1])
     long = runs[runs["update"] >= 100_000].sort_values("update")
@@ -110,8 +111,10 @@ def test_every_number_recomputes(copy):
     for row in glance:
         group = long[(long.task + long.name == row["task"] + row["algorithm, T"])]
         (run,) = group[group.seed == int(row["seed"])].to_dict("records")
-        told = [row["updates"], row["environment steps"], row["last return"]]
-        assert told == [f"{run['update']:,}", f"{run['step']:,}", f"{run['return']:,.0f}"]
+        told = [row["updates"], row["last return"], row["return after 300,000 updates"]]
+        then = data[(data.run == run["run"]) & (data["update"] == 300_000)]["return"]
+        wanted = [f"{run['update']:,}", f"{run['return']:,.0f}"]
+        assert told == [*wanted, f"{then.item():,.0f}" if len(then) else "-"]
     for row in rows_of((copy / "docs/multigoal.md").read_text().split("<!-- report: ")[1]):
         group = runs[(runs.kwargs == f"num_goals={row['goals']}") & (runs["T"] == int(row["T"]))]
         group = group[group.eta.isna() if row["eta"] == "-" else group.eta == float(row["eta"])]
@@ -309,6 +312,9 @@ def test_runs_are_found_below_a_folder(tmp_path, tables, capsys):
     (row,) = [row for row in tables()["returns"] if "yours" in row["algorithm, T"]]
     assert (row["seed"], row["last evaluation"]) == ("1, 2", "7.00 (6.00 to 8.00)")
     assert capsys.readouterr().err.count("is left out") == 3
+    report.main((tmp_path / "runs",), tmp_path / "out")
+    (said,) = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path / 'runs/begun'} is left out" in said
 
 
 def test_a_task_with_many_arguments(tmp_path, tables):
