@@ -65,12 +65,12 @@ SCRIPT = Path(globals().get("__file__", f"{ALGORITHM}.py"))  # A notebook's cell
 class Args:
     env_id: str = "Hopper-v4"  # Gymnasium task; module:Name-v0 imports the module
     env_kwargs: str = "{}"  # its arguments: '{"max_episode_steps": 1000}'
-    seed: int = 1  # of networks, noise, samples and environments
+    seed: int = 1  # of everything random
     total_timesteps: int = 30_000_000  # environment steps, warm-up included
     num_envs: int = 20  # environments; an update per step of them all
-    async_envs: bool = False  # each environment in a process of its own
+    async_envs: bool = False  # each in a process of its own
     device: str = "cuda" if torch.cuda.is_available() else "cpu"  # of networks and buffer
-    compile: bool = True  # takes a minute or two, then up to twice as fast
+    compile: bool = True  # takes a minute or two; then faster
     exp_name: str = SCRIPT.stem  # part of the folder's name
     diffusion_steps: int = 20  # T
     noise_scale: float | None = None  # lambda; None: by task
@@ -87,7 +87,7 @@ class Args:
     reward_scale: float = 0.2  # rewards are multiplied by it
     policy_frequency: int = 2  # updates of critics for one of policy and targets
     eval_interval: int = 15_000  # updates between evaluations; one more at the end
-    eval_episodes: int = 10  # episodes per evaluation; 0: no evaluation
+    eval_episodes: int = 10  # per evaluation; 0: none
     checkpoint_interval: int = 5_000  # updates between saves; each resets all tasks
     resume: str | None = None  # folder of a run to go on with
     evaluate: str | None = None  # a run's folder (last.pt) or best.pt
@@ -451,7 +451,7 @@ class ReplayBuffer:
     def add(self, *transitions: np.ndarray | Tensor) -> None:
         """Stores n transitions: the fields of `Batch`, (n, ...)."""
         rows = torch.arange(self.count, self.count + len(transitions[0]), device=self.device)
-        for stored, new in zip(self.data, transitions):
+        for stored, new in zip(self.data, transitions, strict=True):
             stored[rows % self.capacity] = torch.as_tensor(new, device=self.device).to(stored)
         self.count += len(rows)
 
@@ -472,8 +472,7 @@ class Plain(gym.wrappers.FlattenObservation):
             what = f"no vector and bounded Box of real actions, but {flat} and {space}"
             raise ValueError(f"{args.env_id}: {what}; see gymnasium.wrappers.TransformAction")
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, flat.shape)  # Bounds may vary.
-        limit = getattr(self.env, "_max_episode_steps", None)  # self.spec copies arguments.
-        self.metadata = self.metadata | {"max_steps": limit}
+        self.max_steps = getattr(self.env, "_max_episode_steps", None)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple:
         if seed is not None:  # Tasks may draw from these.
@@ -568,7 +567,7 @@ def evaluate(act: Callable, envs: VectorEnv, episodes: int, seed: int) -> tuple:
     for number in range(math.ceil(episodes / envs.num_envs)):
         obs, _ = envs.reset(seed=derive_seed(seed, number))
         returns, running = np.zeros(envs.num_envs), np.ones(envs.num_envs, bool)
-        for step in range(max(EVAL_STEPS, envs.metadata["max_steps"] or 0)):
+        for step in range(max(EVAL_STEPS, envs.get_attr("max_steps")[0] or 0)):
             obs, reward, terminated, truncated, _ = envs.step(act(obs))
             check_finite(step, {"an evaluation's reward": reward[running]})
             returns[running] += reward[running]
@@ -580,9 +579,8 @@ def evaluate(act: Callable, envs: VectorEnv, episodes: int, seed: int) -> tuple:
         rounds.append(returns)
     returns = np.concatenate(rounds)[:episodes]
     scores = {"episodic_return": float(returns.mean()), "episodic_return_std": float(returns.std())}
-    if hasattr(type(envs.envs[0].unwrapped), "policy_report"):  # the task's own scores
-        scores = envs.envs[0].unwrapped.policy_report(act) | scores
-    return returns, scores
+    report = getattr(type(envs.envs[0].unwrapped), "policy_report", lambda *_: {})
+    return returns, report(envs.envs[0].unwrapped, act) | scores
 
 
 def save(path: Path, agent: Agent, **training: object) -> None:
@@ -594,6 +592,7 @@ def save(path: Path, agent: Agent, **training: object) -> None:
         torch.save(content, file)
         file.flush()
         os.fsync(file.fileno())
+    load_checkpoint(temporary)  # or it takes no place
     temporary.replace(path)
 
 
@@ -608,14 +607,14 @@ def load_checkpoint(path: str | Path) -> dict:
             raise ValueError(f"it was made by {content['algorithm']}.py {content['version']}")
         return content | {"args": asdict(Args(**content["args"]))}
     except Exception as error:
-        raise ValueError(f"no {ALGORITHM} checkpoint {file}: {error!r}"[:300]) from error
+        raise ValueError(f"no {ALGORITHM} checkpoint {file}: {error!r}") from error
 
 
 def load_agent(path: str | Path, device: str = "cpu", compile: bool = False) -> Agent:
     """The trained agent of a run's folder, or of a file in it."""
     saved = load_checkpoint(path)
     agent = Agent(*saved["dims"], Args(**saved["args"] | {"device": device, "compile": compile}))
-    agent.load_state_dict(agent.state_dict() | saved["agent"])  # Published ones lack targets.
+    agent.load_state_dict(saved["agent"])
     return agent
 
 
@@ -686,8 +685,9 @@ def check_changes(args: Args, saved: dict, may_change: set[str]) -> set[str]:
 def load_run(folder: Path, agent: Agent, buffer: ReplayBuffer) -> tuple[int, float]:
     """Loads the checkpoint into both; its step and best evaluation."""
     saved = load_checkpoint(folder / "checkpoint.pt")
-    if saved["step"] * agent.args.num_envs > agent.args.total_timesteps:
-        raise ValueError("--total-timesteps: the run has made more")
+    needed = saved["step"] + (agent.args.seed != saved["args"]["seed"])  # a step for a new seed
+    if needed * agent.args.num_envs > agent.args.total_timesteps:
+        raise ValueError("--total-timesteps: the run has made as many")
     agent.load_state_dict(saved["agent"])
     agent.optimizer.load_state_dict(deepcopy(saved["optimizer"]))  # not the file's pages
     rows, count = saved["rows"], saved["count"]
@@ -729,8 +729,8 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: VectorEnv, beg
     first, best = begin
     warmup, last = args.learning_starts // n, args.total_timesteps // n
     size = sum(field.nbytes for field in buffer.data) / 1e9
-    say(f"{folder}: {last - warmup:,} updates, replay buffer of up to {size:.2f} GB")
-    if (envs.metadata["max_steps"] or math.inf) > args.checkpoint_interval:
+    say(f"{folder}: {first * n:,} of {last * n:,} steps, replay buffer of up to {size:.2f} GB")
+    if (envs.get_attr("max_steps")[0] or math.inf) > args.checkpoint_interval:
         say(f"resets cut episodes of over {args.checkpoint_interval} steps; {LIMIT}")
     start = time.monotonic()
     eval_envs = make_envs(args, min(args.eval_episodes, n)) if args.eval_episodes else None
@@ -832,6 +832,7 @@ def run() -> None:
         return main(args, folder)
     check_changes(args, saved, {"evaluate", "env_kwargs", "eval_episodes"} | CHANGE_RESULTS)
     args = resolve(args)
+    args.env_kwargs = json.dumps(json.loads(saved["env_kwargs"]) | json.loads(args.env_kwargs))
     policy, seed = load_agent(path, args.device).policy, derive_seed(args.seed)
     episodes = args.eval_episodes or 10  # A run may have 0.
     with closing(make_envs(args, min(episodes, args.num_envs))) as envs:

@@ -422,11 +422,12 @@ def draw(path: Path, panels: dict[str, pd.DataFrame]) -> None:
         for marker, (what, points) in zip("osDv", known.groupby("what", sort=False)):
             style = {"color": "0.4", "marker": marker, "ls": ":", "ms": 5}
             [handles[what]] = axis.plot(points.updates, points["return"], **style)
-        for line in published[published.updates.isna()].to_dict("records"):
+        ends = published[published.updates.isna()].to_dict("records")
+        for line, dashes in zip(ends, itertools.cycle((":", "-.", "--"))):
             label = f"{line['what']}: {line['return']:,}"
             # A line far above would press the curves together.
             if line["return"] <= 1.3 * data["return"].max():
-                handles[label] = axis.axhline(line["return"], color="0.4", ls=":")
+                handles[label] = axis.axhline(line["return"], color="0.4", ls=dashes)
             else:
                 handles[f"above the picture: {label}"] = plt.Line2D([], [], ls="")
         axis.set(title=title, xlabel="updates", ylabel=f"{score}, no exploration noise")

@@ -234,8 +234,8 @@ def small_agent(algo: ModuleType, sizes: tuple[int, int] = (4, 2), **changes: ob
     torch.manual_seed(0)
     small = {"hidden_sizes": (32, 32, 32), "noise_scale": 0.1}
     small |= {"entropy_interval": 1000, "entropy_samples": 10}
-    settings = algo.DEFAULTS | small | {"device": "cpu", "compile": False} | changes
-    return algo.Agent(*sizes, algo.Args(**settings))
+    settings = small | {"device": "cpu", "compile": False} | changes
+    return algo.Agent(*sizes, algo.resolve(algo.Args(**settings)))
 
 
 def small_batch(algo: ModuleType, size: int = 64, sizes: tuple[int, int] = (4, 2)) -> tuple:

@@ -141,6 +141,17 @@ def test_policy_loss_adds_it_up():
     assert stats["actor_loss"] == loss
 
 
+@pytest.mark.parametrize("diffusion_steps", [1, 5, 20])
+def test_the_largest_weight_does_not_depend_on_the_number_of_steps(diffusion_steps):
+    """w(T) = exp(c T + d) is the paper's, if nobody sets c. On the multi-goal task w is 1."""
+    args = {"diffusion_steps": diffusion_steps, "device": "cpu"}
+    c = dacer_v2.resolve(dacer_v2.Args(**args)).time_weight_c
+    assert c * diffusion_steps == pytest.approx(0.4 * 5)
+    assert dacer_v2.resolve(dacer_v2.Args(**args, time_weight_c=0.3)).time_weight_c == 0.3
+    goals = dacer_v2.Args("multigoal_env:MultiGoal-v0", **args)
+    assert dacer_v2.resolve(goals).time_weight_c == 0
+
+
 @pytest.mark.parametrize("diffusion_steps", [1, 50])
 def test_any_number_of_diffusion_steps(diffusion_steps):
     agent, batch, draws = make(QuadraticCritic(), diffusion_steps=diffusion_steps)
@@ -172,7 +183,7 @@ OF_THE_PAPER = {
     "Agent.q_grad_loss",
 }
 # Elsewhere they may differ in these lines, in which the chain is kept, t is drawn and handed on,
-# and c and d may be negative. "-" are those of dacer.py, "+" those of dacer_v2.py.
+# c and d may be negative, and c follows T. "-" are those of dacer.py, "+" those of dacer_v2.py.
 ELSEWHERE = {
     "DiffusionPolicy.denoise": '''
 -    def denoise(self, state_part: Tensor, time_parts: Tensor, noise: Tensor) -> Tensor:
@@ -205,6 +216,8 @@ ELSEWHERE = {
 ''',
     "resolve": """
 +        least = -100 if name.startswith("time_weight") else least  # any sign
++    if args.time_weight_c is None:
++        args.time_weight_c = 2 / args.diffusion_steps  # 0.4 at T = 5, as in the paper
 """,
 }
 

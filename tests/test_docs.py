@@ -153,7 +153,8 @@ def test_functions_in_the_table_exist():
     (table,) = re.findall(
         r"^\| [^\n]* \| where it is \|\n(.*?)\n\n", README, re.MULTILINE | re.DOTALL
     )
-    for name in re.findall(r"`([\w.]+)`", table):
+    places = " ".join(row.split(" | ")[-1] for row in table.splitlines())
+    for name in re.findall(r"`([\w.]+)`", places):
         owner, _, attribute = name.rpartition(".")
         assert hasattr(getattr(dacer_v2, owner) if owner else dacer_v2, attribute), name
 
@@ -177,9 +178,9 @@ def test_settings():
     assert numbers("warm-up, environment steps", 0) == warm_ups
     assert tasks["HalfCheetah"] == {name: humanoid[name] for name in tasks["HalfCheetah"]}
     assert numbers("eta of DACERv2", 1) == [default["q_grad_weight"], goals["q_grad_weight"]]
-    weights = [default["time_weight_c"], default["time_weight_d"]]
+    weights = [2 / dacer_v2.Args.diffusion_steps, default["time_weight_d"]]
     assert numbers("c, d of DACERv2", 0) == weights
-    assert numbers("c, d of DACERv2", 1) == [goals["time_weight_c"], goals["time_weight_d"]]
+    assert numbers("c, d of DACERv2", 1)[-2:] == [goals["time_weight_c"], goals["time_weight_d"]]
     interval = numbers("updates between two steps of alpha", 1)
     assert interval == [150, 100, goals["entropy_interval"]]
     assert numbers("evaluation", 0) == [dacer_v2.Args.eval_interval]
@@ -209,6 +210,10 @@ def test_published_policies(name):
     assert saved.pop("commit") == told.commit
     agent = algo.load_agent(folder)
     assert algo.Args(**saved | {"compile": False, "hidden_sizes": (256,) * 3}) == agent.args
+    target = agent.target_critic.state_dict()  # for those who train it further
+    assert all(
+        torch.equal(weight, target[name]) for name, weight in agent.critic.state_dict().items()
+    )
     returns, scores = evaluate(algo, agent.policy, agent.args, 1)
     # An ant may fall once in ten episodes.
     likely = max(2 * told["std"], 0.2 * abs(told["return"]))

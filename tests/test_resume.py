@@ -2,7 +2,9 @@
 
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import (
@@ -103,8 +105,28 @@ def test_a_run_is_not_shortened(algo, tiny_args):
     run_dir = train(algo, tiny_args(**REACH, total_timesteps=240))
     before = {path: path.read_bytes() for path in run_dir.iterdir()}
     ended = command(algo, "--resume", run_dir, "--total-timesteps", 200)
-    refused(ended, "ValueError: --total-timesteps: the run has made more")
+    refused(ended, "ValueError: --total-timesteps: the run has made as many")
     assert {path: path.read_bytes() for path in run_dir.iterdir()} == before
+
+
+def test_a_complete_run_keeps_its_seed(algo, tiny_args):
+    """A loop over seeds that names one folder would train the first of them alone."""
+    run_dir = train(algo, tiny_args(**REACH))
+    before = {path: path.read_bytes() for path in run_dir.iterdir()}
+    with pytest.raises(ValueError, match="total-timesteps: the run has made as many"):
+        train(algo, tiny_args(**REACH, seed=2))
+    assert {path: path.read_bytes() for path in run_dir.iterdir()} == before
+
+
+def test_what_cannot_be_loaded_is_not_saved(algo, tiny_args, work):
+    """Arrays, say, in a checkpoint of one's own: the old one stays."""
+    agent = algo.Agent(2, 2, algo.resolve(tiny_args(compile=False)))
+    path = Path("checkpoint.pt")
+    algo.save(path, agent, statistics=1.0)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="numpy"):
+        algo.save(path, agent, statistics=np.ones(3))
+    assert path.read_bytes() == before
 
 
 KEEP_THE_BITS = [{"eval_episodes": 1}, {"async_envs": True}]

@@ -233,6 +233,8 @@ def test_replay_buffer_is_a_ring():
         assert set(batch.obs[:, 0].tolist()) == ({0, 1, 2} if start == 0 else {1, 2, 3, 4, 5})
         torch.testing.assert_close(batch.next_obs, batch.obs + 1)
         torch.testing.assert_close(batch.reward, 2 * batch.obs[:, 0])
+    with pytest.raises(ValueError):  # A new field would hold what was in memory.
+        buffer.add(rows[:, None], rows[:, None], rows, rows[:, None])
         torch.testing.assert_close(batch.action, batch.obs / 10)
         torch.testing.assert_close(batch.terminated, (batch.obs[:, 0] % 2 == 0).float())
     # These are more than it holds.

@@ -190,7 +190,7 @@ def test_a_pipe_that_goes_away(algo, work):
     """Training goes on, what is printed at the start is there at once, and the exit code is 0."""
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     process = start(algo.__file__, *tiny(**TRACK, total_timesteps=240), **streams)
-    assert "updates" in process.stdout.readline()
+    assert "0 of 240 steps" in process.stdout.readline()
     assert process.poll() is None
     process.stdout.close()
     assert process.wait(timeout=100) == 0
@@ -264,7 +264,7 @@ def test_a_notebook(algo, work, monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     exec(compile(Path(algo.__file__).read_text(), "cell", "exec"), cell.__dict__)  # noqa: S102
     cell.main(cell.Args(**TRACK | TINY), cell.Path("notebook"))
-    assert "40 updates" in sys.stdout.getvalue()
+    assert "0 of 120 steps" in sys.stdout.getvalue()
     assert Path("notebook/last.pt").exists()
 
 

@@ -434,9 +434,18 @@ def test_the_data_of_a_task_are_not_copied(algo, tiny_args, monkeypatch):
     assert user_envs.Dataset.copies == 4 * by_gymnasium
 
 
-def test_a_task_of_ones_own(algo, work):
-    """`module:Name-v0` imports the module, and --env-kwargs reaches the task."""
+def test_a_task_of_ones_own(algo, work, monkeypatch):
+    """`module:Name-v0` imports the module, and --env-kwargs reaches the task.
+
+    In an evaluation it adds to the arguments of the run.
+    """
     kwargs = '{"ending": "terminate"}'
     trained = command(algo, *tiny(env_id="toy_envs:Counter-v0", env_kwargs=kwargs))
     assert trained.code == 0, trained.err
     assert stored(the_run())[-1].sum() == 24
+    made, make_envs = [], algo.make_envs
+    monkeypatch.setattr(algo, "make_envs", lambda *how: made.append(how[0]) or make_envs(*how))
+    limit = "--env-kwargs", '{"max_episode_steps": 3}'
+    assert command(algo, "--evaluate", the_run(), *limit).code == 0
+    (args,) = made
+    assert json.loads(args.env_kwargs) == {"ending": "terminate", "max_episode_steps": 3}
