@@ -10,19 +10,19 @@ x_T ~ N(0, I) and denoises it in the steps t = T..1:
     x_{t-1} = x0_hat beta_t sqrt(abar_{t-1}) / (1 - abar_t)
               + x_t (1 - abar_{t-1}) sqrt(1 - beta_t) / (1 - abar_t)
               + 1[t > 1] sqrt(beta_t (1 - abar_{t-1}) / (1 - abar_t)) N(0, I)
-    a       = clip(x_0 + alpha lambda N(0, I), -1, 1)    (no such noise in evaluations)
+    a       = clip(x_0 + alpha lambda N(0, I), -1, 1)    (lambda: noise_scale; evaluations: a = x_0)
 
 with beta_t = 1 - exp(-0.1 / T - 9.9 (2t - 1) / (2 T^2)) and abar_t = prod_{i <= t} (1 - beta_i).
 Unlike SAC's, alpha is in no loss term: it scales the exploration noise, which the losses' a and a'
-get, too. Critics learn in every update, policy and targets in every 2nd, alpha every
-entropy_interval. An update computes all gradients before any parameter moves:
+get, too. Critics learn in every update, policy and targets in every 2nd, alpha in every
+entropy_interval-th. An update computes all gradients before any parameter moves:
 
     critics:  the means m_i(s, a) and stds sigma_i(s, a), i = 1, 2, of the return by DSAC's loss,
               with y = reward_scale r + gamma (1 - terminated) min_i m_i'(s', a'), a' ~ policy(s')
     policy:   minimise -min_i m_i(s, a), a ~ policy(s), through all T steps
     targets:  m_i' and sigma_i' come from Polyak averages of the critics
-    alpha:    log_alpha <- log_alpha - Adam(H - H_target), H_target = -0.9 dim(a); a Gaussian
-              mixture fitted to 200 actions of each state estimates the policy's entropy H
+    alpha:    log_alpha <- log_alpha - Adam(H - H_target), H_target = -0.9 dim(a); H is the
+              mean entropy of a, by Gaussian mixtures fitted to 200 actions of each state
 """
 
 # /// script
@@ -57,7 +57,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-ALGORITHM, VERSION = "dacer", 2
+ALGORITHM, FORMAT = "dacer", 2
 SCRIPT = Path(globals().get("__file__", f"{ALGORITHM}.py"))  # A notebook's cell has no file.
 
 
@@ -93,7 +93,7 @@ class Args:
     evaluate: str | None = None  # a run's folder (last.pt) or best.pt
 
 
-# What replaces None, as in the papers; MultiGoal's are this project's.
+# What replaces None, here and in resolve; MultiGoal's: this project's.
 DEFAULTS = {"noise_scale": 0.1, "hidden_sizes": (256, 256, 256), "learning_starts": 30_000}
 TASKS = {
     "Humanoid": {"noise_scale": 0.15, "hidden_sizes": (512, 512, 512), "learning_starts": 200_000},
@@ -127,7 +127,7 @@ def mlp(*sizes: int) -> nn.Sequential:
 
 
 class DiffusionPolicy(nn.Module):
-    """The policy: the reverse process of a variance-preserving diffusion in T steps."""
+    """The policy: a variance-preserving diffusion's reverse process. d is act_dim."""
 
     def __init__(self, obs_dim: int, act_dim: int, hidden_sizes: tuple[int, ...], T: int):
         super().__init__()
@@ -140,14 +140,14 @@ class DiffusionPolicy(nn.Module):
             beta = 1 - math.exp(-0.1 / T - 9.9 * (2 * t - 1) / (2 * T**2))
             self.beta.append(beta)
             self.abar.append(self.abar[-1] * (1 - beta))
-        # Sinusoids of the step: [sin(k w_j), cos(k w_j)] / sqrt(16), k = t - 1, w_j = 10000^(-j/8).
-        w = 10_000.0 ** -(torch.arange(time_dim // 2) / (time_dim // 2))  # (8,)
-        phase = torch.arange(T)[:, None] * w  # (T, 8)
+        # Sinusoids of the step: [sin(k f_j), cos(k f_j)] / sqrt(16), k = t - 1, f_j = 10000^(-j/8).
+        f = 10_000.0 ** -(torch.arange(time_dim // 2) / (time_dim // 2))  # (8,)
+        phase = torch.arange(T)[:, None] * f  # (T, 8)
         embedding = torch.cat([phase.sin(), phase.cos()], -1) / math.sqrt(time_dim)
         self.register_buffer("time_embedding", embedding)  # (T, 16)
 
-    # The first layer of eps_net computes W_s s + W_x x_t + W_t e_t + bias, e_t = time_mlp(sinusoids
-    # of t). What does not change in a chain is computed once.
+    # eps_net's first layer is W_s s + W_x x_t + W_t e_t + bias, e_t = time_mlp(sinusoids of t).
+    # All but W_x x_t is computed once in a chain.
 
     def fixed_parts(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """W_s s + bias, (..., width), of states (..., obs_dim), and W_t e_t, (T, width)."""
@@ -205,7 +205,7 @@ def mixture_entropy(actions: Tensor, K: int = 3, rng: torch.Generator | None = N
     """DACER's estimate of the entropies (S,), in nats, of S distributions from samples (S, n, d).
 
     H = sum_k w_k (0.5 log((2 pi e)^d |Sigma_k|) - log w_k) of Gaussian mixtures, which EM fits to
-    all S sets at once. Its 1e-6, 1e-3 and 100 are scikit-learn's, which the official code takes.
+    all S sets at once. 1e-3, 100 and m_step's 1e-6 are scikit-learn's, as in the official code.
     """
     x = actions.mT.double().contiguous()  # (S, d, n); thin covariances need doubles.
     weight, mean, chol = m_step(x, k_means(actions, K, rng).double())
@@ -228,7 +228,7 @@ def k_means(actions: Tensor, K: int, rng: torch.Generator | None) -> Tensor:
     """Clusters of samples (S, n, d), one-hot (S, K, n): k-means, begun by k-means++."""
     centres = actions[:, :1]  # (S, 1, d); the samples are in no order.
     for _ in range(K - 1):
-        distance = torch.cdist(actions, centres).amin(-1)  # (S, n), 0 if all coincide
+        distance = torch.cdist(actions, centres).amin(-1)  # (S, n), perhaps all 0
         chosen = torch.multinomial(distance.square() + 1e-20, 1, generator=rng)  # (S, 1)
         centres = torch.cat([centres, actions.take_along_dim(chosen[..., None], 1)], 1)
     for _ in range(10):
@@ -240,7 +240,7 @@ def k_means(actions: Tensor, K: int, rng: torch.Generator | None) -> Tensor:
 
 def m_step(x: Tensor, resp: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """w_k = mean_n r_kn, (S, K), mu_k = E_k[x], (S, K, d), and the Cholesky factors (S, K, d, d) of
-    Sigma_k = E_k[x x^T] - mu_k mu_k^T + 1e-6 I. E_k weighs the samples by r_kn."""
+    Sigma_k = E_k[x x^T] - mu_k mu_k^T + 1e-6 I. E_k weighs x_n by r_kn (resp)."""
     S, d, n = x.shape
     count = resp.sum(-1) + 1e-12  # (S, K), never 0
     mean = resp @ x.mT / count[..., None]
@@ -309,10 +309,10 @@ class Agent(nn.Module):
         y       = reward_scale r + gamma (1 - terminated) m_j',  j = argmin_i m_i' of each sample
         y_z     = reward_scale r + gamma (1 - terminated) (m_j' + sigma_j' clip(z_j, -3, 3))
         y_b     = m_i + clip(y_z - m_i, -3 omega_i, 3 omega_i)
-        omega_i = running mean of mean(sigma_i),  z ~ N(0, 1)
+        omega_i = the new running mean of mean(sigma_i),  z ~ N(0, 1)
 
-        omega_i and the [] are held constant. But for 0.1 the [] are d/dm_i log N(y; m_i, sigma_i)
-        and d/dsigma_i log N(y_b; m_i, sigma_i). omega_i^2 undoes their scale. 0.1, 3: DSAC's.
+        omega_i and the [] are held constant. Without 0.1 the [] are d/dm_i log N(y; m_i, sigma_i)
+        and d/dsigma_i log N(y_b; m_i, sigma_i). omega_i^2 undoes their scale.
         """
         args = self.args
         with torch.no_grad():
@@ -370,7 +370,7 @@ class Agent(nn.Module):
     def entropy(self, obs: Tensor) -> Tensor:
         """Mean entropy, in nats, of the policy with exploration noise in states obs."""
         actions = []
-        for part in obs.split(32):  # Samples of 32 states fit into a CPU's cache.
+        for part in obs.split(32):  # (32, 200, d) actions fit into a CPU's cache.
             noise = self.policy.draw_noise(len(part), self.args.entropy_samples, rng=self.rng)
             actions.append(self.policy(part[:, None], noise, self.noise_std()).clone())
         return mixture_entropy(torch.cat(actions), rng=self.rng).mean()
@@ -402,7 +402,7 @@ class Agent(nn.Module):
 
 
 def compile_agent(agent: Agent) -> None:
-    """Makes updates and actions faster; only rounding differs. Can go."""
+    """Makes updates and actions faster; only rounding differs."""
     cpu = agent.args.device.startswith("cpu")
     # Padded gradients have gaps, which fused Adam refuses.
     options = {"triton.cudagraphs": not cpu, "shape_padding": False}
@@ -579,20 +579,20 @@ def evaluate(act: Callable, envs: VectorEnv, episodes: int, seed: int) -> tuple:
         rounds.append(returns)
     returns = np.concatenate(rounds)[:episodes]
     scores = {"episodic_return": float(returns.mean()), "episodic_return_std": float(returns.std())}
-    report = getattr(type(envs.envs[0].unwrapped), "policy_report", lambda *_: {})
-    return returns, report(envs.envs[0].unwrapped, act) | scores
+    has_own = hasattr(type(task := envs.envs[0].unwrapped), "policy_report")
+    return returns, (task.policy_report(act) if has_own else {}) | scores
 
 
 def save(path: Path, agent: Agent, **training: object) -> None:
     """Saves the agent and `training`. `path` is never half-written."""
-    content = {"algorithm": ALGORITHM, "version": VERSION, "args": asdict(agent.args)}
+    content = {"algorithm": ALGORITHM, "version": FORMAT, "args": asdict(agent.args)}
     content |= {"dims": agent.dims, "agent": agent.state_dict()} | training
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as file:
         torch.save(content, file)
         file.flush()
         os.fsync(file.fileno())
-    load_checkpoint(temporary)  # or it takes no place
+    load_checkpoint(temporary)  # fails if it cannot be loaded
     temporary.replace(path)
 
 
@@ -603,11 +603,11 @@ def load_checkpoint(path: str | Path) -> dict:
         if file.is_dir():
             file = file / ("last.pt" if (file / "last.pt").exists() else "best.pt")
         content = torch.load(file, "cpu", weights_only=True, mmap=True)
-        if (content["algorithm"], content["version"]) != (ALGORITHM, VERSION):
+        if (content["algorithm"], content["version"]) != (ALGORITHM, FORMAT):
             raise ValueError(f"it was made by {content['algorithm']}.py {content['version']}")
         return content | {"args": asdict(Args(**content["args"]))}
     except Exception as error:
-        raise ValueError(f"no {ALGORITHM} checkpoint {file}: {error!r}") from error
+        raise ValueError(f"no {ALGORITHM} checkpoint {file}: {error!r}"[:900]) from error
 
 
 def load_agent(path: str | Path, device: str = "cpu", compile: bool = False) -> Agent:
@@ -687,7 +687,7 @@ def load_run(folder: Path, agent: Agent, buffer: ReplayBuffer) -> tuple[int, flo
     saved = load_checkpoint(folder / "checkpoint.pt")
     needed = saved["step"] + (agent.args.seed != saved["args"]["seed"])  # a step for a new seed
     if needed * agent.args.num_envs > agent.args.total_timesteps:
-        raise ValueError("--total-timesteps: the run has made as many")
+        raise ValueError("--total-timesteps: the run has no step left")
     agent.load_state_dict(saved["agent"])
     agent.optimizer.load_state_dict(deepcopy(saved["optimizer"]))  # not the file's pages
     rows, count = saved["rows"], saved["count"]

@@ -156,7 +156,7 @@ class Run:
             is_v2 = "q_grad_weight" in json.loads((folder / "args.json").read_text())
             self.script = importlib.import_module("dacer_v2" if is_v2 else "dacer")
             self.agent = self.script.load_agent(folder)
-        except (OSError, TypeError, ValueError) as error:
+        except (OSError, RuntimeError, TypeError, ValueError) as error:
             fail(f"cannot load {folder}: {error}")
         args = self.agent.args
         if args.env_id.split(":")[-1] != "MultiGoal-v0":

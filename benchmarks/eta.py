@@ -65,7 +65,7 @@ def main(runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:
         if not runs:
             raise ValueError("name one run or more")
         agents = {str(run): load(run) for run in runs}
-    except ValueError as error:
+    except (RuntimeError, ValueError) as error:
         print(f"eta.py: error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     torch.manual_seed(0)

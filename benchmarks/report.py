@@ -385,10 +385,10 @@ def save(figure: plt.Figure, path: Path) -> None:
 
 
 def draw(path: Path, panels: dict[str, pd.DataFrame]) -> None:
-    """Each seed is a thin line, and the mean of several a thick one, as far as all go.
+    """Each run is a thin line, and the mean of several seeds a thick one, as far as all go.
 
     From three seeds on a band is the mean's 95% interval; if all are complete, it stands instead of
-    the seeds. What others published is a dotted line, or points where it is known after how many
+    the runs. What others published is a grey line, or points where it is known after how many
     updates.
     """
     handles = {}
@@ -403,7 +403,7 @@ def draw(path: Path, panels: dict[str, pd.DataFrame]) -> None:
             style = {"x": "update", "y": score, "color": COLOURS[key], "ax": axis}
             style["ls"] = "-" if key in MAIN else "--"
             seeds = runs.seed.nunique()
-            if (len(runs) < 3 or len(stopped)) and group[score].notna().any():
+            if (seeds < 3 or len(stopped)) and group[score].notna().any():
                 width = 1.5 if seeds == 1 else 0.6
                 sns.lineplot(group, units="run", estimator=None, lw=width, **style)
             if seeds > 1:

@@ -148,6 +148,7 @@ def test_the_largest_weight_does_not_depend_on_the_number_of_steps(diffusion_ste
     c = dacer_v2.resolve(dacer_v2.Args(**args)).time_weight_c
     assert c * diffusion_steps == pytest.approx(0.4 * 5)
     assert dacer_v2.resolve(dacer_v2.Args(**args, time_weight_c=0.3)).time_weight_c == 0.3
+    assert dacer_v2.resolve(dacer_v2.Args(**args), time_weight_c=0.4).time_weight_c == 0.4
     goals = dacer_v2.Args("multigoal_env:MultiGoal-v0", **args)
     assert dacer_v2.resolve(goals).time_weight_c == 0
 
@@ -175,7 +176,7 @@ def test_eta_zero_is_dacer_bit_for_bit(work):
 # What the second paper adds to or changes: here the two scripts may differ.
 OF_THE_PAPER = {
     "module docstring",
-    "(ALGORITHM, VERSION)",
+    "(ALGORITHM, FORMAT)",
     "Args",
     "DEFAULTS",
     "TASKS['MultiGoal']",

@@ -128,7 +128,7 @@ def goals_shown(path, region=()):
 
 
 def test_pictures_show_the_goals_reached(tmp_path, monkeypatch, capsys):
-    """Of three seeds the comparison shows the median, and below it the other algorithm."""
+    """Of three seeds the comparison shows the median, and beside it the other algorithm."""
     make_actor = lambda targets, space, seed: partial(straight, targets)
     for script in (dacer, dacer_v2):
         monkeypatch.setattr(script, "load_agent", stub_agent)
@@ -157,6 +157,8 @@ def test_pictures_show_the_goals_reached(tmp_path, monkeypatch, capsys):
     to_the_right = np.s_[335:365, 362:390]  # Goal 3 is to the left of the origin.
     assert goals_shown(run / "policy.png", to_the_right) == []
     assert goals_shown(tmp_path / "multigoal.png") == [1, 3, 4]
+    height, width = imread(tmp_path / "multigoal.png").shape[:2]
+    assert width > height
     values = multigoal_env.Run(run).value(np.array([(0, 0), (3, 4)]))
     np.testing.assert_allclose(values, (0, -25), atol=1e-5)
 

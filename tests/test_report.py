@@ -327,6 +327,25 @@ def test_a_task_with_many_arguments(tmp_path, tables):
     assert len(list((tmp_path / "out").glob("Ant-v5-weight*.png"))) == 2
 
 
+def test_runs_of_one_seed_are_drawn(tmp_path, tables, monkeypatch):
+    """Each of them, and no mean, which would look like one of several seeds."""
+    drawn, save = {}, report.save
+
+    def keep(figure, path):
+        lines = [line.get_ydata().tolist() for line in figure.axes[0].lines]
+        drawn[path.name] = [line for line in lines if len(line) == 2]
+        save(figure, path)
+
+    monkeypatch.setattr(report, "save", keep)
+    for run in (5, 7, 9):
+        make_run(
+            tmp_path / f"runs/{run}", [run, run + 1], env_id="Pusher-v5", total_timesteps=50_000
+        )
+    (row,) = tables()["returns"]
+    assert "stopped" not in row["updates"]
+    assert sorted(drawn["Pusher-v5.png"]) == [[5, 6], [7, 8], [9, 10]]
+
+
 def test_our_hours_are_not_those_of_other_runs(tmp_path, tables):
     make_run(tmp_path / "runs/ant", [5] * 60, env_id="Ant-v4")
     rows = {row["algorithm, T"]: row["after 60,000 updates"] for row in tables()["milestones"]}

@@ -105,7 +105,7 @@ def test_a_run_is_not_shortened(algo, tiny_args):
     run_dir = train(algo, tiny_args(**REACH, total_timesteps=240))
     before = {path: path.read_bytes() for path in run_dir.iterdir()}
     ended = command(algo, "--resume", run_dir, "--total-timesteps", 200)
-    refused(ended, "ValueError: --total-timesteps: the run has made as many")
+    refused(ended, "ValueError: --total-timesteps: the run has no step left")
     assert {path: path.read_bytes() for path in run_dir.iterdir()} == before
 
 
@@ -113,7 +113,7 @@ def test_a_complete_run_keeps_its_seed(algo, tiny_args):
     """A loop over seeds that names one folder would train the first of them alone."""
     run_dir = train(algo, tiny_args(**REACH))
     before = {path: path.read_bytes() for path in run_dir.iterdir()}
-    with pytest.raises(ValueError, match="total-timesteps: the run has made as many"):
+    with pytest.raises(ValueError, match="total-timesteps: the run has no step left"):
         train(algo, tiny_args(**REACH, seed=2))
     assert {path: path.read_bytes() for path in run_dir.iterdir()} == before
 

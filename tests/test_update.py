@@ -233,10 +233,10 @@ def test_replay_buffer_is_a_ring():
         assert set(batch.obs[:, 0].tolist()) == ({0, 1, 2} if start == 0 else {1, 2, 3, 4, 5})
         torch.testing.assert_close(batch.next_obs, batch.obs + 1)
         torch.testing.assert_close(batch.reward, 2 * batch.obs[:, 0])
-    with pytest.raises(ValueError):  # A new field would hold what was in memory.
-        buffer.add(rows[:, None], rows[:, None], rows, rows[:, None])
         torch.testing.assert_close(batch.action, batch.obs / 10)
         torch.testing.assert_close(batch.terminated, (batch.obs[:, 0] % 2 == 0).float())
+    with pytest.raises(ValueError):  # A field that is left out would hold what was in memory.
+        buffer.add(rows[:, None], rows[:, None], rows, rows[:, None])
     # These are more than it holds.
     buffer.add(*(torch.full((12, *field.shape[1:]), 7.0) for field in buffer.data))
     assert (buffer.data.obs == 7).all()

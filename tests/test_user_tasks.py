@@ -227,9 +227,10 @@ def test_a_close_that_raises_spoils_nothing(run, async_envs):
     assert ended.code == 0, ended.err
 
 
-def test_scores_of_the_name_of_the_return(run, algo):
+@pytest.mark.parametrize("task", ["Scores", "StaticScores"])
+def test_scores_of_the_name_of_the_return(run, algo, task):
     """The return stays what was measured, and the run can go on."""
-    assert run("Scores").code == 0
+    assert run(task).code == 0
     assert algo.load_checkpoint(the_run() / "checkpoint.pt")["best"] < 0
     assert scalars(the_run())["eval/distance"]
     assert command(algo, "--resume", the_run(), "--total-timesteps", 160).code == 0
@@ -445,7 +446,7 @@ def test_a_task_of_ones_own(algo, work, monkeypatch):
     assert stored(the_run())[-1].sum() == 24
     made, make_envs = [], algo.make_envs
     monkeypatch.setattr(algo, "make_envs", lambda *how: made.append(how[0]) or make_envs(*how))
-    limit = "--env-kwargs", '{"max_episode_steps": 3}'
-    assert command(algo, "--evaluate", the_run(), *limit).code == 0
-    (args,) = made
-    assert json.loads(args.env_kwargs) == {"ending": "terminate", "max_episode_steps": 3}
+    for new in ({"max_episode_steps": 3}, {"ending": "truncate"}):
+        asked = command(algo, "--evaluate", the_run(), "--env-kwargs", json.dumps(new))
+        assert asked.code == 0, asked.err
+        assert json.loads(made.pop().env_kwargs) == {"ending": "terminate"} | new

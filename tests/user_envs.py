@@ -454,6 +454,12 @@ class Scores(Track):
         return {"episodic_return": np.float64(1e9), "distance": 1.5}
 
 
+class StaticScores(Track):
+    """Needs no task for its scores."""
+
+    policy_report = staticmethod(lambda act: {"episodic_return": 1e9, "distance": 1.5})
+
+
 class LockInMetadata(Track):
     metadata: ClassVar = {"lock": threading.Lock()}
 
