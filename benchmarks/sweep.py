@@ -5,9 +5,10 @@ r"""Runs a grid of commands x tasks x seeds, several at a time.
 
 Each job has a folder of its own, runs/sweep/<job>, named after its arguments. Its run lies there
 under runs/, and what it printed lies there in log.txt. The same command, given again, goes on: it
-skips what is done, resumes what has a checkpoint and starts the rest. Since each job runs in its
-own folder, paths among the arguments must be absolute. Ctrl-C and SIGTERM end the running jobs,
-which keep their last checkpoint. With --ray (`pip install ray`) jobs are tasks of a Ray cluster,
+skips what is done, resumes what has a checkpoint and starts the rest. It does not notice that a
+script was edited: give the edited one a name of its own. Since each job runs in its own folder,
+paths among the arguments must be absolute. Ctrl-C and SIGTERM end the running jobs, which keep
+their last checkpoint. With --ray (`pip install ray`) jobs are tasks of a Ray cluster,
 which runs as many at a time as it can. Its machines share this folder; a job that loses its machine
 goes on on another.
 """
