@@ -150,7 +150,9 @@ def test_eta(capsys):
         policy.eps_net[-1].bias.copy_(torch.tensor([0.3, -0.4]))
     lengths, std = eta.measure(agent, torch.zeros(4, 2))
     assert lengths == pytest.approx([0.5] * 5)
-    assert std > 0
+    with torch.no_grad():
+        actions = policy(torch.zeros(5000, 2), policy.draw_noise(5000))
+    assert std == pytest.approx(actions.std(0).mean().item(), rel=0.1)
     eta.main((run,))
     title, lengths, wanted = capsys.readouterr().out.splitlines()
     assert title.startswith(f"{run}: eta = 2, ")

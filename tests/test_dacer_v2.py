@@ -165,12 +165,9 @@ def test_eta_zero_is_dacer_bit_for_bit(work):
     """Whole runs: without the Q-gradient the second script is the first, random numbers too."""
     args = {"env_id": "toy_envs:Reach-v0"} | TINY
     first = outcome(train(dacer, dacer.Args(**args), "first"))
-    for weight in (0.0, 0.1):
-        run_dir = train(dacer_v2, dacer_v2.Args(**args, q_grad_weight=weight), f"eta {weight}")
-        second = outcome(run_dir)
-        for part in ("agent", "optimizer", "rows"):
-            same = differences(first["checkpoint.pt"][part], second["checkpoint.pt"][part]) == []
-            assert same == (weight == 0)
+    second = outcome(train(dacer_v2, dacer_v2.Args(**args, q_grad_weight=0.0), "second"))
+    for part in ("agent", "optimizer", "rows"):
+        assert differences(first["checkpoint.pt"][part], second["checkpoint.pt"][part]) == []
 
 
 # What the second paper adds to or changes: here the two scripts may differ.

@@ -97,7 +97,7 @@ def test_the_pages_say_what_the_data_say(copy):
             assert (ROOT / "docs" / figure).stat().st_size < most
 
 
-def test_every_number_recomputes(copy):
+def test_the_numbers_recompute(copy):
     data = pd.read_csv(ROOT / "benchmarks/results/evaluations.csv")
     assert not data.duplicated(["run", "step"]).any()
     runs = data.groupby("run", as_index=False).agg("last")
@@ -108,6 +108,8 @@ def test_every_number_recomputes(copy):
     long = runs[runs["update"] >= 100_000].sort_values("update")
     long = long.drop_duplicates(["task", "name", "seed"], keep="last")  # of a seed that ran twice
     assert len(glance) == len(long)
+    speed = pd.read_csv(ROOT / "benchmarks/results/speed.csv")
+    speed = speed[(speed.what == report.TRAINING) & ~speed.machine.str.contains("NVIDIA")]
     for row in glance:
         group = long[(long.task + long.name == row["task"] + row["algorithm, T"])]
         (run,) = group[group.seed == int(row["seed"])].to_dict("records")
@@ -115,6 +117,9 @@ def test_every_number_recomputes(copy):
         then = data[(data.run == run["run"]) & (data["update"] == 300_000)]["return"]
         wanted = [f"{run['update']:,}", f"{run['return']:,.0f}"]
         assert told == [*wanted, f"{then.item():,.0f}" if len(then) else "-"]
+        ms = speed[(speed.task + "-v4" == run["task"]) & (speed["T"] == run["T"])]
+        ms = ms[ms.script == {"DACERv2": "dacer_v2", "DACER": "dacer"}[run["algorithm"]]].ms
+        assert row["hours"] == (f"{run['update'] * ms.item() / 3.6e6:.1f}" if len(ms) else "-")
     for row in rows_of((copy / "docs/multigoal.md").read_text().split("<!-- report: ")[1]):
         group = runs[(runs.kwargs == f"num_goals={row['goals']}") & (runs["T"] == int(row["T"]))]
         group = group[group.eta.isna() if row["eta"] == "-" else group.eta == float(row["eta"])]
@@ -216,6 +221,7 @@ def test_statistics(tmp_path, tables):
         )
     (row,) = [row for row in tables()["differences"] if "yours" in row["algorithm"]]
     assert row[BEST] == "+1.00 (-5.08 to 7.08)"
+    assert "| +1.00 (-5.08 to 7.08) | 0.55 |" in (tmp_path / "out/report.md").read_text()
     # 1 in 27 means is 1, or 3.
     assert report.interval([pd.Series([1.0, 2.0, 3.0])], np.mean, ".2f") == "1.00 to 3.00"
     for values, digits in (([0.5], 2), ([12.3, np.nan], 1), ([-4000.0], 0)):

@@ -100,6 +100,15 @@ def test_a_longer_run(algo, tiny_args):
     assert all(after["curves"][tag][: len(points)] == points for tag, points in before.items())
 
 
+def test_a_run_that_grows_ends_as_one_of_that_length(algo, tiny_args):
+    """If its first end was a regular checkpoint."""
+    args = tiny_args(**REACH, checkpoint_interval=10, eval_episodes=0)
+    whole = outcome(train(algo, args, "whole"))["checkpoint.pt"]
+    train(algo, replace(args, total_timesteps=80), "grown")
+    grown = outcome(train(algo, args, "grown"))["checkpoint.pt"]
+    assert differences(whole, grown) == []
+
+
 def test_a_run_is_not_shortened(algo, tiny_args):
     """An end that lies behind it is refused, and its length stays."""
     run_dir = train(algo, tiny_args(**REACH, total_timesteps=240))

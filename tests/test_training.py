@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from helpers import both_scripts, evaluate, scalars, train
+from helpers import both_scripts, differences, evaluate, scalars, stored, train
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -37,6 +37,70 @@ def test_transitions(algo, tiny_args):
     arrived = -1 + 2 * (action[:, 0] + 1)  # in [-1, 3]
     np.testing.assert_allclose(reward, arrived, atol=1e-5)
     assert len(set(action[:, 0])) > 60  # the copies act apart, as far as they are not at a bound
+
+
+def test_the_returns_of_training(algo, tiny_args):
+    """The mean of the episodes of 5 steps that ended since the warm-up, here of 20 steps."""
+    ending = {"env_id": "toy_envs:Counter-v0", "env_kwargs": '{"ending": "terminate"}'}
+    run_dir = train(algo, tiny_args(**ending))
+    rewards = stored(run_dir)[2].reshape(60, 2)  # of 60 steps in 2 environments
+    episodes = rewards[20:].reshape(8, 5, 2).sum(1)
+    ((_, found),) = scalars(run_dir)["charts/episodic_return"]
+    assert found == pytest.approx(episodes.mean(), abs=1e-4)
+
+
+def test_the_warm_up_is_uniform(algo, tiny_args):
+    length = {"learning_starts": 400, "total_timesteps": 402, "eval_episodes": 0}
+    action = stored(train(algo, tiny_args(env_id="toy_envs:Reach-v0", **length)))[1][:400]
+    quantiles = np.quantile(action, [0.05, 0.25, 0.5, 0.75, 0.95])
+    np.testing.assert_allclose(quantiles, [-0.9, -0.5, 0.0, 0.5, 0.9], atol=0.1)
+
+
+def test_no_checkpoint_repeats_the_random_numbers_of_another(algo, tiny_args):
+    run_dir = train(algo, tiny_args(env_id="toy_envs:Reach-v0", checkpoint_interval=5))
+    obs = stored(run_dir)[0]
+    assert len(np.unique(obs, axis=0)) == len(obs) == 120
+
+
+OTHER_SETTINGS = {
+    "gamma": 0.5,
+    "tau": 0.1,
+    "reward_scale": 1.0,
+    "policy_frequency": 3,
+    "batch_size": 9,
+    "learning_rate": 1e-3,
+    "alpha_lr": 0.5,
+    "noise_scale": 0.3,
+    "entropy_interval": 7,
+    "entropy_samples": 12,
+    "q_grad_weight": 0.5,
+    "time_weight_c": 0.3,
+    "time_weight_d": 0.5,
+}
+
+
+def test_every_setting_counts(algo, tiny_args):
+    """Another value of any gives other weights."""
+    args = tiny_args(env_id="toy_envs:Reach-v0", total_timesteps=70, eval_episodes=0)
+    first = weights(train(algo, args, "first"))
+    for name, value in OTHER_SETTINGS.items():
+        other = weights(train(algo, replace(args, **{name: value}), name))
+        assert differences(first, other), name
+
+
+def test_environments_move_while_the_agent_learns(algo, tiny_args, monkeypatch):
+    events = []
+
+    def note(owner, name):
+        call = getattr(owner, name)
+        noted = lambda *args: events.append(name) or call(*args)
+        monkeypatch.setattr(owner, name, noted)
+
+    note(algo.InParallel, "step_async")
+    note(algo.Agent, "update")
+    note(algo.InParallel, "step_wait")
+    train(algo, tiny_args(env_id="toy_envs:Reach-v0", async_envs=True, eval_episodes=0))
+    assert events[-120:] == ["step_async", "update", "step_wait"] * 40
 
 
 @both_scripts
@@ -161,7 +225,7 @@ TASKS = [
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_papers_tasks(algo, tiny_args, env_id):
-    """Each can be made, acted in within its bounds, and updated on."""
+    """Each can be made, and acted in within its bounds."""
     args = algo.resolve(tiny_args(env_id=env_id))
     envs = algo.make_envs(args, 2)
     obs, _ = envs.reset(seed=0)
@@ -193,6 +257,7 @@ def test_the_papers_settings_by_task(algo):
         return algo.resolve(algo.Args(device="cpu", **changes)).entropy_interval
 
     assert entropy_interval(total_timesteps=30_030_000) == 10_000
+    assert entropy_interval(total_timesteps=100_000) == 100  # at least
     assert entropy_interval(entropy_interval=7) == 7
 
 

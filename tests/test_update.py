@@ -13,6 +13,7 @@ from helpers import evaluate, gradients, small_agent, small_batch
 from torch import nn
 
 import dacer
+import dacer_v2
 
 OBS_DIM, ACT_DIM, B = 4, 2, 64
 
@@ -85,7 +86,8 @@ def test_critic_loss_by_hand(omega):
     Which target critic is the smaller is found for each sample. (Other public code takes one of
     them for the whole batch. That gives another number, as the last lines hold.)
     """
-    agent, batch = small_agent(dacer), small_batch(dacer)
+    agent = small_agent(dacer, gamma=0.9, tau=0.02, reward_scale=0.3)
+    batch = small_batch(dacer)
     next_noise, _, noise = agent.draw(B)
     z = 3 * torch.randn(2, B)  # many beyond +-3
     agent.critic = Table(torch.randn(2, B), 0.2 + torch.rand(2, B))
@@ -102,7 +104,7 @@ def test_critic_loss_by_hand(omega):
     smaller = target_m.argmin(0)
     assert 10 < smaller.sum() < B - 10
     assert 10 < terminated.sum() < B - 10
-    w = np.where(omega == 0, s.mean(1), omega + 0.005 * (s.mean(1) - omega))
+    w = np.where(omega == 0, s.mean(1), omega + 0.02 * (s.mean(1) - omega))
 
     def loss_and_slopes(chosen):
         loss, slopes = np.zeros(2), np.zeros((2, 2, B))
@@ -110,9 +112,9 @@ def test_critic_loss_by_hand(omega):
             for b in range(B):
                 j = chosen[b]
                 sample = target_m[j, b] + target_s[j, b] * np.clip(z[j, b], -3, 3)
-                discount = 0.99 * (1 - terminated[b])
-                y = 0.2 * reward[b] + discount * target_m[smaller[b], b]
-                y_z = 0.2 * reward[b] + discount * sample
+                discount = 0.9 * (1 - terminated[b])
+                y = 0.3 * reward[b] + discount * target_m[smaller[b], b]
+                y_z = 0.3 * reward[b] + discount * sample
                 y_b = m[i, b] + np.clip(y_z - m[i, b], -3 * w[i], 3 * w[i])
                 slope_m = (y - m[i, b]) / (s[i, b] ** 2 + 0.1)
                 slope_s = ((m[i, b] - y_b) ** 2 - s[i, b] ** 2) / (s[i, b] ** 3 + 0.1)
@@ -127,6 +129,44 @@ def test_critic_loss_by_hand(omega):
     np.testing.assert_allclose(found, slopes, rtol=1e-4, atol=1e-7)
     for of_all in (0, 1):
         assert (np.abs(loss - loss_and_slopes(np.full(B, of_all))[0]) > 1e-3 * np.abs(loss)).all()
+
+
+def test_the_critics_differ_and_their_targets_are_copies():
+    """Before the first update."""
+    agent = small_agent(dacer)
+    assert not torch.equal(agent.critic.q1[0].weight, agent.critic.q2[0].weight)
+    targets = agent.target_critic.state_dict()
+    assert all(
+        torch.equal(targets[name], value) for name, value in agent.critic.state_dict().items()
+    )
+
+
+def test_the_random_numbers_of_an_update():
+    """They are independent normals, and the steps t are equally likely."""
+    agent = small_agent(dacer_v2, diffusion_steps=2)
+    next_noise, z, noise, t = agent.draw(20_000)
+    columns = [part for tensor in (next_noise, noise) for part in tensor.unbind()]
+    columns = torch.cat([*columns, z.T], dim=1)
+    torch.testing.assert_close(columns.T.cov(), torch.eye(columns.shape[1]), rtol=0, atol=0.05)
+    assert (columns.abs() > 3).any(0).all()
+    assert t.unique().tolist() == [1, 2]
+    assert abs(t.float().mean() - 1.5) < 0.02
+
+
+def test_the_entropy_is_that_of_noisy_actions():
+    """40 states are more than are sampled at once."""
+    agent = small_agent(dacer, entropy_samples=12, noise_scale=0.15)
+    obs = small_batch(dacer, 40).obs
+    agent.rng.manual_seed(3)
+    found = agent.entropy(obs)
+    agent.rng.manual_seed(3)
+    actions = []
+    for part in obs.split(32):
+        noise = agent.policy.draw_noise(len(part), 12, rng=agent.rng)
+        with torch.no_grad():
+            actions.append(agent.policy(part[:, None], noise, 3 * 0.15))  # alpha is 3 at the start
+    wanted = dacer.mixture_entropy(torch.cat(actions), rng=agent.rng).mean()
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_an_agent_draws_from_its_own_generator():
@@ -204,11 +244,13 @@ def test_targets_follow_the_new_critics():
 @pytest.mark.parametrize("entropy, sign", [(-5.0, 1), (5.0, -1)])
 def test_alpha_seeks_the_target_entropy(entropy, sign):
     """Too little entropy raises the exploration noise, too much lowers it."""
-    agent, batch = small_agent(dacer), small_batch(dacer)
-    before, agent.entropy = agent.log_alpha.item(), lambda obs: torch.tensor(entropy)
+    agent, batch = small_agent(dacer, alpha_lr=0.05), small_batch(dacer)
+    before, states = agent.log_alpha.item(), []
+    agent.entropy = lambda obs: states.append(obs) or torch.tensor(entropy)
     agent.update(batch, 0)
+    assert states[0] is batch.obs
     # Adam's first step is the learning rate.
-    assert abs(agent.log_alpha.item() - before - sign * 0.03) < 1e-4
+    assert abs(agent.log_alpha.item() - before - sign * 0.05) < 1e-4
     assert agent.target_entropy == -0.9 * ACT_DIM
     torch.testing.assert_close(agent.log_alpha.grad, torch.tensor(entropy + 0.9 * ACT_DIM))
 
@@ -251,6 +293,9 @@ def test_actions_are_mapped_to_the_bounds():
     np.testing.assert_allclose(sent[:, 0], expected, rtol=1e-6, atol=1e-7)
     assert all(action in space for action in sent)
     assert all(action in space for action in dacer.to_env(2 * torch.rand(1000, 3) - 1, space))
+    # In single precision -1 + (0.1 - -1) is more than 0.1.
+    space = gym.spaces.Box(np.float32([-1.0]), np.float32([0.1]))
+    assert dacer.to_env(torch.ones(1, 1), space)[0] in space
 
 
 def test_an_actor_takes_one_observation_or_many():
@@ -267,7 +312,18 @@ def test_an_actor_takes_one_observation_or_many():
             act(wrong)
 
 
-def test_evaluations_take_no_exploration_noise_and_no_training_randomness():
+def test_an_actor_does_not_explore():
+    """Its action is the denoised x_0, from noise of its own seed."""
+    space = gym.spaces.Box(-1.0, 1.0, (ACT_DIM,))
+    policy, obs = small_agent(dacer).policy, np.ones((5, OBS_DIM), np.float32)
+    noise = policy.draw_noise(5, rng=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        wanted = policy.denoise(*policy.fixed_parts(torch.as_tensor(obs)), noise)
+    found = dacer.make_actor(policy, space, seed=4)(obs)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+def test_evaluations_take_no_training_randomness():
     agent = small_agent(dacer, sizes=(2, 2), env_id="toy_envs:Reach-v0", eval_episodes=4)
 
     def returns(seed):
@@ -279,6 +335,3 @@ def test_evaluations_take_no_exploration_noise_and_no_training_randomness():
     assert np.array_equal(first, again)
     assert not np.array_equal(first, returns(4))
     assert torch.equal(state, agent.rng.get_state())
-    with torch.no_grad():
-        agent.log_alpha.fill_(5.0)
-    assert np.array_equal(first, returns(3))
