@@ -200,3 +200,15 @@ def test_whole_numbers_for_fractions(algo, tiny_args):
     assert {name: getattr(args, name) for name in changes} == changes
     with pytest.raises(ValueError, match="q_grad_weight must be 0 to"):
         algo.resolve(tiny_args(q_grad_weight=-1))
+
+
+def test_an_evaluation_is_of_the_file_that_is_named(algo, run_dir):
+    """Not of another one in its folder."""
+    (run_dir / "last.pt").write_text("weights")
+    assert command(algo, "--evaluate", run_dir / "best.pt").code == 0
+
+
+def test_a_policy_of_a_gpu_acts_on_a_cpu(algo, run_dir):
+    path = run_dir / "last.pt"
+    edit(path, args=torch.load(path, weights_only=True)["args"] | {"device": "cuda:7"})
+    assert algo.load_agent(run_dir).args.device == "cpu"

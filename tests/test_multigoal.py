@@ -4,6 +4,7 @@ The pictures are of policies that go straight to goals.
 """
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,9 +14,12 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
-from helpers import shell
+from helpers import ROOT, shell
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from matplotlib.image import imread
+from mpl_toolkits.mplot3d import Axes3D
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import dacer
 import dacer_v2
@@ -198,3 +202,65 @@ def test_a_trained_run(algo, tiny_args, capsys):
             multigoal_env.main(folders)
         err = capsys.readouterr().err
         assert (exit_.value.code, err.count("\n"), message in err) == (2, 1, True)
+
+
+def test_the_picture_of_the_task_is_not_upside_down():
+    env = MultiGoalEnv()
+    env.position = np.array([-1.0, 3.0])
+    row, column = np.argwhere((env.render() == 0).all(-1)).mean(0)
+    assert (column / 279 * 14 - 7, 7 - row / 279 * 14) == pytest.approx((-1, 3), abs=0.1)
+
+
+def test_the_value_is_the_mean_over_actions():
+    """Of 16 in each state, by the smaller critic."""
+    act = lambda rows: np.arange(len(rows), dtype=np.float32)[:, None]
+    critic = lambda _, action: (torch.stack([action[:, 0], action[:, 0] + 1]), None)
+    agent = SimpleNamespace(critic=critic, args=SimpleNamespace(reward_scale=0.5))
+    run = SimpleNamespace(new_act=lambda: act, agent=agent)
+    assert multigoal_env.Run.value(run, np.zeros((2, 2))).tolist() == [15, 47]
+
+
+def stub_run(algorithm="A", num_goals=4, score=0.0, **more):
+    name, env = f"{algorithm} {score}", MultiGoalEnv(num_goals)
+    scores = {"coverage": score}
+    return SimpleNamespace(algorithm=algorithm, name=name, env=env, report=scores, **more)
+
+
+def test_values_and_starts_stand_where_they_are(monkeypatch):
+    surfaces, starts = [], []
+    monkeypatch.setattr(Axes3D, "plot_surface", lambda _, *xyz, **how: surfaces.append(xyz))
+    monkeypatch.setattr(multigoal_env, "draw_rollouts", lambda axes, run, s: starts.append(s))
+    run = stub_run(value=lambda positions: 2 * positions[:, 0] + positions[:, 1])
+    multigoal_env.value_picture(run)
+    multigoal_env.starts_picture(run)
+    ((x, y, value),) = surfaces
+    np.testing.assert_allclose(value, 2 * x + y)
+    assert starts == multigoal_env.STARTS
+
+
+def test_the_comparison_has_its_rows_and_columns(monkeypatch):
+    """Of two seeds it shows the worse, and where there is no run, nothing."""
+    monkeypatch.setattr(multigoal_env, "draw_rollouts", lambda *_: [])
+    runs = [stub_run("A", 6, 0.9), stub_run("A", 4, 0.6), stub_run("A", 4, 0.2)]
+    figure = multigoal_env.comparison_picture([*runs, stub_run("B", 4, 0.5)])
+    assert [axes.get_title() for axes in figure.axes] == [
+        "A 0.2\ncoverage 0.20, the median of 2 seeds\nmean 0.40, worst 0.20\n[]",
+        "A 0.9\ncoverage 0.90\n[]",
+        "B 0.5\ncoverage 0.50\n[]",
+        "",
+    ]
+
+
+def test_a_constant_weight_is_named_in_the_title():
+    name = "goals4-v2-T5-eta2-w1-2"
+    run = multigoal_env.Run(ROOT / "runs" / name)
+    assert run.algorithm == "DACERv2, T = 5, eta = 2, w = 1"
+
+
+def test_the_pictures_have_their_names_in_tensorboard(work, monkeypatch):
+    run = Path(shutil.copytree(ROOT / "runs/goals4-v2-T5-eta2-w1-2", "run"))
+    for name in ("policy", "value", "starts", "comparison"):
+        monkeypatch.setattr(multigoal_env, f"{name}_picture", lambda _: Figure((1, 1)))
+    multigoal_env.main((run,))
+    images = EventAccumulator(str(run)).Reload().Tags()["images"]
+    assert sorted(images) == ["policy", "starts", "value"]

@@ -378,3 +378,63 @@ def test_the_best_return_can_be_played():
         total += reward
     assert total == pytest.approx(multigoal.best_return(), abs=0.05)
     assert total == pytest.approx(-110.0, abs=0.05)
+
+
+def test_the_hours_of_a_run_leave_out_its_pauses(tmp_path):
+    """Of a day, in the middle."""
+    run = make_run(tmp_path / "run", [])
+    with SummaryWriter(run) as writer:
+        for i, minutes in enumerate((0, 6, 12, 1452, 1458)):
+            time = 1e9 + 60 * minutes
+            writer.add_scalar("eval/episodic_return", 5.0, 50_000 + 20_000 * i, walltime=time)
+    assert report.read_run(run).hours.tolist() == pytest.approx([0, 0.1, 0.2, 0.2, 0.3])
+
+
+def test_a_run_that_is_named_twice_counts_once(tmp_path):
+    run = make_run(tmp_path / "runs/one", [5, 6])
+    assert len(report.read_runs([tmp_path / "runs", run])) == 1
+
+
+def test_groups_are_compared_after_as_many_updates():
+    """Of three lengths the shortest is left out, and the longest is cut."""
+    planned = {"short": 10, "long": 20, "longer": 30}
+    rows = [("Ant-v4", name, n, at) for name, n in planned.items() for at in (5, n)]
+    data = pd.DataFrame(rows, columns=["task", "name", "planned", "update"])
+    kept = report.equally_long(data)[["name", "update"]].to_numpy().tolist()
+    assert kept == [["long", 5], ["long", 20], ["longer", 5]]
+
+
+def test_differences_are_between_complete_groups_with_as_many_late_evaluations():
+    groups = {"a": (2, "complete"), "b": (2, "complete"), "c": (1, "complete"), "d": (2, "NaN")}
+    rows = []
+    for name, (late, second) in groups.items():
+        same = {"task": "Ant-v4", "name": name, "planned": 10, "late": late}
+        rows += [same | {"state": "complete", "best": 1, "half": 1}]
+        rows += [same | {"state": second, "best": 2, "half": 2}]
+    (row,) = rows_of(report.differences(pd.DataFrame(rows)))
+    assert (row["algorithm"], row["minus"]) == ("a", "b")
+
+
+def test_a_mean_goes_as_far_as_all_seeds(tmp_path, tables, monkeypatch):
+    """And the axis above counts the warm-up of 1,500 steps."""
+    figures, save = {}, report.save
+    keep = lambda figure, path: save(figure, path) or figures.update({path.name: figure})
+    monkeypatch.setattr(report, "save", keep)
+    for seed in (1, 2, 3):
+        make_run(tmp_path / f"runs/{seed}", [seed] * (seed + 1), env_id="Pusher-v5", seed=seed)
+    tables()
+    (axis,) = figures["Pusher-v5.png"].axes
+    (mean,) = [line for line in axis.lines if line.get_linewidth() == 2.5]
+    assert np.transpose(mean.get_data()).tolist() == [[1000, 2], [2000, 2]]
+    steps = [(updates + 1500) * 20 / 1e6 for updates in axis.get_xlim()]
+    assert axis.child_axes[0].get_xlim() == pytest.approx(steps)
+
+
+def test_the_least_share_of_arrivals_is_shown(tmp_path, tables):
+    goals = {"env_id": "multigoal_env:MultiGoal-v0", "env_kwargs": '{"num_goals": 7}'}
+    for seed in (1, 2):
+        make_run(tmp_path / f"runs/{seed}", [1], coverage=1, seed=seed, **goals)
+    with SummaryWriter(tmp_path / "runs/1", filename_suffix="2") as writer:
+        writer.add_scalar("eval/arrived", 0.5, 50_000)
+    (row,) = tables()["coverage"]
+    assert row["arrived, least"] == "50.0%"

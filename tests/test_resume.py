@@ -1,8 +1,10 @@
 """What is interrupted goes on bit for bit, and nothing that was saved is lost."""
 
+import itertools
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from helpers import (
     interrupted_at,
     outcome,
     refused,
+    scalars,
     shell,
     the_run,
     tiny,
@@ -61,6 +64,7 @@ CHANGED = [
     {"buffer_size": 30},  # a full ring
     {"policy_frequency": 3},
     {"env_id": "toy_envs:Global-v0"},  # generators that the task shares
+    {"env_id": "user_envs:Draws-v0"},
     {"checkpoint_interval": 7},
 ]
 
@@ -237,3 +241,12 @@ def test_a_nan_in_training(algo, work, monkeypatch, what):
     name = {"loss": "actor_loss", "weight": "target_critic.q1.0.weight"}[what]
     error = f"FloatingPointError: NaN or infinity in {name} at step 100"
     failed(ended, the_run(), error)
+
+
+def test_the_speed_of_a_run_that_goes_on_is_its_own(algo, tiny_args, monkeypatch):
+    """By a clock that ticks when it is read: 20 steps in a second."""
+    run_dir = train(algo, tiny_args(**REACH))
+    clock = SimpleNamespace(monotonic=itertools.count().__next__)
+    monkeypatch.setattr(algo, "time", clock)
+    train(algo, tiny_args(**REACH, total_timesteps=140))
+    assert scalars(run_dir)["charts/SPS"][-1] == (140, 20)

@@ -298,3 +298,23 @@ def test_the_toy_environments_are_well_formed():
     from gymnasium.utils.env_checker import check_env
 
     check_env(gym.make("toy_envs:Reach-v0").unwrapped, skip_render_check=True)
+
+
+def test_a_point_of_a_curve_is_of_what_came_since_the_last(algo, tiny_args):
+    """Returns of training are logged once, and so is the entropy, which is rare."""
+    ending = {"env_id": "toy_envs:Counter-v0", "env_kwargs": '{"ending": "terminate"}'}
+    length = {"total_timesteps": 440, "entropy_interval": 1000, "eval_episodes": 0}
+    run_dir = train(algo, tiny_args(**ending, **length))
+    episodes = stored(run_dir)[2].reshape(220, 2)[20:].reshape(2, 20, 5, 2).sum(2)
+    curves = scalars(run_dir)
+    found = [value for _, value in curves["charts/episodic_return"]]
+    assert found == pytest.approx(episodes.mean((1, 2)), abs=1e-4)
+    assert len(curves["losses/entropy"]) == 1
+
+
+def test_the_warm_up_is_whole_steps_of_all_environments(algo, tiny_args):
+    """One at least, and an update comes after it."""
+    for asked, made in ((0, 2), (1, 2), (41, 42)):
+        assert algo.resolve(tiny_args(learning_starts=asked)).learning_starts == made
+    with pytest.raises(ValueError, match="leaves no update"):
+        algo.resolve(tiny_args(total_timesteps=40))

@@ -450,3 +450,9 @@ def test_a_task_of_ones_own(algo, work, monkeypatch):
         asked = command(algo, "--evaluate", the_run(), "--env-kwargs", json.dumps(new))
         assert asked.code == 0, asked.err
         assert json.loads(made.pop().env_kwargs) == {"ending": "terminate"} | new
+
+
+def test_a_reset_that_hangs(algo, run, monkeypatch):
+    monkeypatch.setattr(algo, "TIMEOUT", 2.0 if FORKS else 20.0)
+    ended = run("Fails", {"how": "hangs", "where": "reset"}, async_envs=True)
+    failed(ended, the_run(), "TimeoutError")
