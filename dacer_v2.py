@@ -61,7 +61,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-ALGORITHM, FORMAT = "dacer_v2", 2
+ALGORITHM = "dacer_v2"
 SCRIPT = Path(globals().get("__file__", f"{ALGORITHM}.py"))  # A notebook's cell has no file.
 
 
@@ -158,12 +158,12 @@ class DiffusionPolicy(nn.Module):
 
     # eps_net's first layer is W_s s + W_x x_t + W_t e_t + bias, e_t = time_mlp(sinusoids of t).
     # All but W_x x_t is computed once in a chain.
-
     def fixed_parts(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """W_s s + bias, (..., width), of states (..., obs_dim), and W_t e_t, (T, width)."""
         first = self.eps_net[0]
         W_s, _, W_t = first.weight.split(self.dims, dim=1)
-        return F.linear(obs, W_s, first.bias), F.linear(self.time_mlp(self.time_embedding), W_t)
+        e = self.time_mlp(self.time_embedding)  # e_t of all t, (T, 16)
+        return F.linear(obs, W_s, first.bias), F.linear(e, W_t)
 
     def eps_theta(self, state_part: Tensor, x: Tensor, time_part: Tensor) -> Tensor:
         """The predicted noise eps_theta(s, x_t, t), (..., d), of x_t (..., d)."""
@@ -194,8 +194,7 @@ class DiffusionPolicy(nn.Module):
 
     def draw_noise(self, *rows: int, rng: torch.Generator | None = None) -> Tensor:
         """Normals (T + 1, *rows, d): [T] is x_T itself, [t] goes into x_t, and [0] explores."""
-        like = {"dtype": torch.float32, "device": self.time_embedding.device}
-        return torch.randn(self.T + 1, *rows, self.dims[1], generator=rng, **like)
+        return self.time_embedding.new_empty(self.T + 1, *rows, self.dims[1]).normal_(generator=rng)
 
 
 class TwinCritic(nn.Module):
@@ -296,7 +295,7 @@ class Agent(nn.Module):
         self.register_buffer("omega", torch.zeros(2))  # running means of the critics' stds
         self.to(args.device, torch.float32)
         self.rng = torch.Generator(args.device).manual_seed(args.seed)
-        networks = [*self.policy.parameters(), *self.critic.parameters()]
+        networks = [p for p in self.parameters() if p.requires_grad and p is not self.log_alpha]
         self.optimizer = torch.optim.Adam(networks, args.learning_rate, fused=True)
         self.optimizer.add_param_group({"params": [self.log_alpha], "lr": args.alpha_lr})
         if args.compile:
@@ -309,7 +308,7 @@ class Agent(nn.Module):
     @torch.no_grad()
     def act(self, obs: np.ndarray) -> Tensor:
         """Actions (n, d) with exploration noise for observations (n, obs_dim)."""
-        obs = torch.as_tensor(obs, dtype=torch.float32, device=self.args.device)
+        obs = torch.atleast_2d(torch.as_tensor(obs, dtype=torch.float32, device=self.args.device))
         noise = self.policy.draw_noise(len(obs), rng=self.rng)
         return self.policy(obs, noise, self.noise_std()).clone()  # A CUDA graph reuses its result.
 
@@ -326,21 +325,19 @@ class Agent(nn.Module):
         omega_i and the [] are held constant. Without 0.1 the [] are d/dm_i log N(y; m_i, sigma_i)
         and d/dsigma_i log N(y_b; m_i, sigma_i). omega_i^2 undoes their scale.
         """
-        args = self.args
+        mean, std = self.critic(batch.obs, batch.action)  # m_i and sigma_i, (2, B)
         with torch.no_grad():
             next_action = self.policy(batch.next_obs, noise, self.noise_std())
             next_mean, next_std = self.target_critic(batch.next_obs, next_action)  # (2, B)
             next_sample = next_mean + next_std * z.clamp(-3, 3)  # (2, B)
             j = next_mean.argmin(0, keepdim=True)  # (1, B)
-            reward = args.reward_scale * batch.reward  # (B,)
-            discount = args.gamma * (1 - batch.terminated)  # (B,)
+            reward = self.args.reward_scale * batch.reward  # (B,)
+            discount = self.args.gamma * (1 - batch.terminated)  # (B,)
             y = reward + discount * next_mean.gather(0, j)  # (1, B)
             y_z = reward + discount * next_sample.gather(0, j)  # (1, B)
-        mean, std = self.critic(batch.obs, batch.action)  # m_i and sigma_i, (2, B)
-        with torch.no_grad():
             average_std = std.mean(1)  # (2,)
-            omega = torch.lerp(self.omega, average_std, args.tau)
-            omega = torch.where(self.omega == 0, average_std, omega)  # the first update
+            omega = torch.lerp(self.omega, average_std, self.args.tau)
+            omega = torch.where(self.omega == 0, average_std, omega)  # It is 0 at first.
             limit = 3 * omega[:, None]
             y_b = mean + (y_z - mean).clamp(-limit, limit)  # (2, B)
             mean_slope = (y - mean) / (std**2 + 0.1)  # (2, B)
@@ -433,9 +430,9 @@ class Agent(nn.Module):
         if number % self.args.entropy_interval == 0:
             stats["entropy"] = self.entropy(batch.obs)
             self.log_alpha.grad = stats["entropy"] - self.target_entropy
-        omega, others = self.backward(batch, self.draw(len(batch.obs)), update_policy)
+        omega, loss_stats = self.backward(batch, self.draw(len(batch.obs)), update_policy)
         self.omega.copy_(omega)
-        stats |= {name: value.clone() for name, value in others.items()}  # as in act
+        stats |= {name: value.clone() for name, value in loss_stats.items()}  # See act.
         self.optimizer.step()  # It moves what has a gradient.
         if update_policy:
             for target, critic in zip(self.target_critic.parameters(), self.critic.parameters()):
@@ -446,8 +443,7 @@ class Agent(nn.Module):
 def compile_agent(agent: Agent) -> None:
     """Makes updates and actions faster; only rounding differs."""
     cpu = agent.args.device.startswith("cpu")
-    # Padded gradients have gaps, which fused Adam refuses.
-    options = {"triton.cudagraphs": not cpu, "shape_padding": False}
+    options = {"triton.cudagraphs": not cpu, "shape_padding": False}  # Fused Adam refuses padding.
     backward = torch.compile(type(agent).backward, fullgraph=True, dynamic=False, options=options)
     during_calls = torch._dynamo.config.patch(trace_autograd_ops=True)  # compiles .backward()
     agent.backward = MethodType(during_calls(backward), agent)
@@ -461,6 +457,7 @@ def compile_agent(agent: Agent) -> None:
 TIMEOUT = 600.0  # seconds for a reset or step in other processes
 EVAL_STEPS = 10_000  # longest evaluated episode, if a task sets no more
 LIMIT = """set a limit: --env-kwargs '{"max_episode_steps": 1000}'"""
+# On resuming these may change.
 CHANGE_RESULTS = {"seed", "device", "compile", "checkpoint_interval", "buffer_size"}
 MAY_CHANGE = {"async_envs", "eval_episodes", "exp_name", "total_timesteps"} | CHANGE_RESULTS
 
@@ -470,7 +467,7 @@ def say(text: str) -> None:
     try:
         print(text, flush=hasattr(sys.stdout, "flush"))
     except Exception:
-        sys.stdout = None
+        sys.stdout = None  # Now print is silent.
 
 
 class ReplayBuffer:
@@ -482,7 +479,7 @@ class ReplayBuffer:
             limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
             limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
         shapes = Batch((obs_dim,), (act_dim,), (), (obs_dim,), ())
-        row = 4 * sum(map(math.prod, shapes))
+        row = 4 * sum(map(math.prod, shapes))  # bytes
         if device.startswith("cpu") and capacity * row > min(limits):
             raise ValueError(f"no memory: try --buffer-size {min(limits) // row // 2}")
         like = {"dtype": torch.float32, "device": device}
@@ -494,7 +491,7 @@ class ReplayBuffer:
         """Stores n transitions: the fields of `Batch`, (n, ...)."""
         rows = torch.arange(self.count, self.count + len(transitions[0]), device=self.device)
         for stored, new in zip(self.data, transitions, strict=True):
-            stored[rows % self.capacity] = torch.as_tensor(new, device=self.device).to(stored)
+            stored.index_copy_(0, rows % self.capacity, torch.as_tensor(new).to(stored))
         self.count += len(rows)
 
     def sample(self, batch_size: int, rng: torch.Generator | None = None) -> Batch:
@@ -509,7 +506,7 @@ class Plain(gym.wrappers.FlattenObservation):
     def __init__(self, args: Args):
         super().__init__(self.call(gym.make, args.env_id, **json.loads(args.env_kwargs)))
         flat, space = self.observation_space, self.action_space
-        boxes = isinstance(flat, gym.spaces.Box) and isinstance(space, gym.spaces.Box)
+        boxes = all(isinstance(x, gym.spaces.Box) for x in (flat, space))
         if not boxes or space.dtype.kind != "f" or np.abs([space.low, space.high]).max() > 1e9:
             what = f"no vector and bounded Box of real actions, but {flat} and {space}"
             raise ValueError(f"{args.env_id}: {what}; see gymnasium.wrappers.TransformAction")
@@ -547,7 +544,7 @@ class InParallel(gym.vector.AsyncVectorEnv):
         self.call_wait(TIMEOUT)
         super()._check_spaces()
 
-    def reset_wait(self, timeout: float | None = None) -> tuple:
+    def reset_wait(self, **_) -> tuple:
         return super().reset_wait(TIMEOUT)
 
     def close_extras(self, **_) -> None:
@@ -616,20 +613,21 @@ def evaluate(act: Callable, envs: VectorEnv, episodes: int, seed: int) -> tuple:
             running &= ~(terminated | truncated)
             if not running.any():
                 break
-        else:
+        if running.any():
             say(f"{running.sum()} episodes were cut after {step + 1} steps; {LIMIT}")
         rounds.append(returns)
     returns = np.concatenate(rounds)[:episodes]
     scores = {"episodic_return": float(returns.mean()), "episodic_return_std": float(returns.std())}
-    has_own = hasattr(type(task := envs.envs[0].unwrapped), "policy_report")
-    return returns, (task.policy_report(act) if has_own else {}) | scores
+    task = envs.envs[0].unwrapped
+    own = task.policy_report(act) if hasattr(type(task), "policy_report") else {}
+    return returns, own | scores
 
 
 def save(path: Path, agent: Agent, **training: object) -> None:
     """Saves the agent and `training`. `path` is never half-written."""
-    content = {"algorithm": ALGORITHM, "version": FORMAT, "args": asdict(agent.args)}
+    content = {"algorithm": ALGORITHM, "args": asdict(agent.args)}
     content |= {"dims": agent.dims, "agent": agent.state_dict()} | training
-    temporary = path.with_suffix(".tmp")
+    temporary = Path(path).with_suffix(".tmp")
     with temporary.open("wb") as file:
         torch.save(content, file)
         file.flush()
@@ -645,11 +643,11 @@ def load_checkpoint(path: str | Path) -> dict:
         if file.is_dir():
             file = file / ("last.pt" if (file / "last.pt").exists() else "best.pt")
         content = torch.load(file, "cpu", weights_only=True, mmap=True)
-        if (content["algorithm"], content["version"]) != (ALGORITHM, FORMAT):
-            raise ValueError(f"it was made by {content['algorithm']}.py {content['version']}")
+        if content["algorithm"] != ALGORITHM:
+            raise ValueError(f"it was made by {content['algorithm']}.py")
         return content | {"args": asdict(Args(**content["args"]))}
     except Exception as error:
-        raise ValueError(f"no {ALGORITHM} checkpoint {file}: {error!r}"[:900]) from error
+        raise ValueError(f"no {ALGORITHM} checkpoint {file}: {error!r}") from error
 
 
 def load_agent(path: str | Path, device: str = "cpu", compile: bool = False) -> Agent:
@@ -662,10 +660,11 @@ def load_agent(path: str | Path, device: str = "cpu", compile: bool = False) -> 
 
 def resolve(args: Args, **saved: object) -> Args:
     """Arguments completed as saved or by task; ValueError if they cannot work."""
-    known = DEFAULTS | TASKS.get(args.env_id.split(":")[-1].rsplit("-v", 1)[0], {}) | saved
+    task = args.env_id.split(":")[-1].rsplit("-v", 1)[0]
+    known = DEFAULTS | TASKS.get(task, {}) | saved
     missing = {name: value for name, value in known.items() if getattr(args, name) is None}
-    args = replace(args, **missing, env_id=str(args.env_id), device=str(args.device))
-    args.exp_name = str(args.exp_name)
+    texts = {name: str(getattr(args, name)) for name in ("env_id", "exp_name", "device")}
+    args = replace(args, **missing, **texts)
     for field in fields(args):  # Numbers are checked and made plain.
         name, value = field.name, getattr(args, field.name)
         is_count = field.type in (int, int | None, tuple[int, ...] | None)
@@ -704,19 +703,18 @@ def make_agent(args: Args, obs_dim: int, act_dim: int) -> Agent:
     torch.compiler.reset()  # PyTorch limits compilations.
     torch.manual_seed(args.seed)
     agent = Agent(obs_dim, act_dim, args)
-    if not args.compile:
-        return agent
-    try:
+    if args.compile:
         say("compiling for a minute or two")
-        batch = ReplayBuffer(args.batch_size, obs_dim, act_dim, args.device).data  # any content
-        for update_policy in (True, False):
-            agent.backward(batch, agent.draw(args.batch_size), update_policy)
-            agent.optimizer.zero_grad()
-        agent.act(np.zeros((args.num_envs, obs_dim)))
-        return agent
-    except Exception as error:
-        say(f"compiling fails, training goes on as with --no-compile: {error!r}"[:300])
-    return make_agent(replace(args, compile=False), obs_dim, act_dim)
+        try:
+            any_batch = ReplayBuffer(args.batch_size, obs_dim, act_dim, args.device).data
+            for update_policy in (True, False):
+                agent.backward(any_batch, agent.draw(args.batch_size), update_policy)
+                agent.optimizer.zero_grad()
+            agent.act(np.zeros((args.num_envs, obs_dim)))
+        except Exception as error:
+            say(f"compiling fails, training goes on as with --no-compile: {error!r}"[:900])
+            return make_agent(replace(args, compile=False), obs_dim, act_dim)
+    return agent
 
 
 def check_changes(args: Args, saved: dict, may_change: set[str]) -> set[str]:
@@ -728,7 +726,7 @@ def check_changes(args: Args, saved: dict, may_change: set[str]) -> set[str]:
 
 
 def load_run(folder: Path, agent: Agent, buffer: ReplayBuffer) -> tuple[int, float]:
-    """Loads the checkpoint into both; its step and best evaluation."""
+    """Loads the checkpoint into both. Returns its step and best return."""
     saved = load_checkpoint(folder / "checkpoint.pt")
     needed = saved["step"] + (agent.args.seed != saved["args"]["seed"])  # a step for a new seed
     if needed * agent.args.num_envs > agent.args.total_timesteps:
@@ -739,6 +737,7 @@ def load_run(folder: Path, agent: Agent, buffer: ReplayBuffer) -> tuple[int, flo
     if buffer.capacity != saved["args"]["buffer_size"]:  # Keep the latest, the oldest first.
         rows = [field.roll(-count, 0)[-buffer.capacity :] for field in rows]
         count = len(rows[0])
+    buffer.count = 0  # The rows hold offline data, too.
     buffer.add(*rows)
     buffer.count = count
     return saved["step"], saved["best"]
@@ -865,20 +864,21 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: VectorEnv, beg
 def run() -> None:
     """Trains, goes on with a run, or evaluates one, as sys.argv says."""
     args = tyro.cli(Args)
-    path = args.evaluate if args.resume is None else args.resume
-    if path is None:
-        task, now = args.env_id.split(":")[-1], f"{datetime.now():%Y%m%d-%H%M%S-%f}"
-        name = f"{task}__{args.exp_name}__{args.seed}__{now}"
-        return main(args, Path("runs", name.replace("/", "_")))
-    folder = Path(path).parent if Path(path).name == "checkpoint.pt" else Path(path)
-    saved = load_checkpoint(path if args.resume is None else folder / "checkpoint.pt")["args"]
-    args = tyro.cli(Args, default=Args(**saved))
     if args.resume is not None:
-        return main(args, folder)
+        path = Path(args.resume)
+        folder = path.parent if path.name == "checkpoint.pt" else path
+        saved = load_checkpoint(folder / "checkpoint.pt")["args"]
+        return main(tyro.cli(Args, default=Args(**saved)), folder)
+    if args.evaluate is None:
+        task = args.env_id.split(":")[-1]
+        name = f"{task}__{args.exp_name}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
+        return main(args, Path("runs", name.replace("/", "_")))
+    saved = load_checkpoint(args.evaluate)["args"]
+    args = tyro.cli(Args, default=Args(**saved))
     check_changes(args, saved, {"evaluate", "env_kwargs", "eval_episodes"} | CHANGE_RESULTS)
     args = resolve(args)
     args.env_kwargs = json.dumps(json.loads(saved["env_kwargs"]) | json.loads(args.env_kwargs))
-    policy, seed = load_agent(path, args.device).policy, derive_seed(args.seed)
+    policy, seed = load_agent(args.evaluate, args.device).policy, derive_seed(args.seed)
     episodes = args.eval_episodes or 10  # A run may have 0.
     with closing(make_envs(args, min(episodes, args.num_envs))) as envs:
         act = make_actor(policy, envs.single_action_space, seed)

@@ -100,7 +100,8 @@ class MultiGoalEnv(gym.Env):
 
         A path rests on arrival. The goal is -1 if none is reached.
         """
-        position, path = starts, [starts]
+        position = starts
+        path = [starts]
         goals = np.full(len(starts), -1)
         for _ in range(MAX_STEPS):
             moved, _, arrived = self.advance(position, act(position.astype(np.float32)))
@@ -131,14 +132,15 @@ def coverage(hits: np.ndarray) -> float:
     It is 1 if all goals are hit alike, and 0 if one alone or none is hit.
     """
     share = hits[hits > 0] / max(hits.sum(), 1)
-    return float(-(share * np.log(share)).sum() / np.log(len(hits))) + 0.0
+    entropy = -(share * np.log(share)).sum()
+    return float(entropy / np.log(len(hits))) + 0.0  # Without goals hit it would be -0.0.
 
 
 gym.register("MultiGoal-v0", MultiGoalEnv, max_episode_steps=MAX_STEPS)
 
 # ======== Pictures ========
 
-# Of each goal, six by Okabe and Ito and six by Tol; the last, grey, is for none, -1
+# Goals have the first twelve, six by Okabe and Ito and six by Tol. No goal, -1, has the grey.
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 COLORS += ["#332288", "#882255", "#999933", "#661100", "#44AA99", "#DDCC77", "#808080"]
 STARTS = [(0.0, 0.0), (-0.5, 0.5), (0.5, 0.5), (0.5, -0.5), (-0.5, -0.5)]
@@ -149,25 +151,33 @@ CAPTION = (
 
 
 class Run:
-    """A trained policy of either script on this task, and how it is called in a title."""
+    """A trained policy on this task, and how it is called in a title.
+
+    It is of dacer.py, dacer_v2.py or a changed script beside them, whose name is its ALGORITHM.
+    """
 
     def __init__(self, folder: Path):
+        import torch
+
+        file = folder / ("last.pt" if (folder / "last.pt").exists() else "best.pt")
         try:
-            is_v2 = "q_grad_weight" in json.loads((folder / "args.json").read_text())
-            self.script = importlib.import_module("dacer_v2" if is_v2 else "dacer")
+            made_by = torch.load(file, "cpu", weights_only=True, mmap=True)["algorithm"]
+            self.script = importlib.import_module(made_by)
             self.agent = self.script.load_agent(folder)
-        except (OSError, RuntimeError, TypeError, ValueError) as error:
+        except Exception as error:
             fail(f"cannot load {folder}: {error}")
         args = self.agent.args
         if args.env_id.split(":")[-1] != "MultiGoal-v0":
-            task = "these pictures are for multigoal_env:MultiGoal-v0"
-            fail(f"{folder} is a run on {args.env_id}; {task}")
+            wanted = "these pictures are for multigoal_env:MultiGoal-v0"
+            fail(f"{folder} is a run on {args.env_id}; {wanted}")
         self.folder = folder
         self.env = gym.make("MultiGoal-v0", **json.loads(args.env_kwargs)).unwrapped
-        self.algorithm = f"{'DACERv2' if is_v2 else 'DACER'}, T = {args.diffusion_steps}"
-        if is_v2:
-            unweighted = args.time_weight_c == args.time_weight_d == 0
-            self.algorithm += f", eta = {args.q_grad_weight:g}" + (", w = 1" if unweighted else "")
+        name = {"dacer": "DACER", "dacer_v2": "DACERv2"}.get(made_by, made_by)
+        self.algorithm = f"{name}, T = {args.diffusion_steps}"
+        if hasattr(args, "q_grad_weight"):
+            c, d = args.time_weight_c, args.time_weight_d
+            self.algorithm += f", eta = {args.q_grad_weight:g}"
+            self.algorithm += ", w = 1" if c == d == 0 else f", w = exp({c:g} t {d:+g})"
         self.name = f"{self.algorithm}, seed {args.seed}"
         self.report = self.env.policy_report(self.new_act())
 
@@ -228,6 +238,7 @@ def policy_picture(run: Run):
     points = np.stack(np.meshgrid(grid, grid), -1).reshape(-1, 2)
     # Nearer to a goal, no episode goes on.
     is_far = run.env.squared_distances(points).min(-1) > ARRIVAL**2
+    # The origin is on the grid, and so gets 20 with these 15.
     points = np.concatenate([points[is_far].repeat(5, 0), np.zeros((15, 2))])
     path, goals = run.env.rollouts(run.new_act(), points)
     steps = path[1] - points
@@ -244,7 +255,8 @@ def value_picture(run: Run):
     """The value surface V(s) in 3D."""
     figure = new_figure(6, 5.2)
     axes = figure.add_subplot(projection="3d")
-    x, y = np.meshgrid(*[np.linspace(-BOUND, BOUND, 33)] * 2)
+    grid = np.linspace(-BOUND, BOUND, 33)
+    x, y = np.meshgrid(grid, grid)
     value = run.value(np.stack([x, y], -1).reshape(-1, 2)).reshape(x.shape)
     axes.plot_surface(x, y, value, cmap="viridis", rcount=33, ccount=33, antialiased=False)
     axes.set(xlabel="x", ylabel="y")
@@ -285,7 +297,7 @@ def comparison_picture(runs: list[Run]):
         scores = [run.report["coverage"] for run in group]
         title = f"{run.name}\ncoverage {run.report['coverage']:.2f}"
         if len(group) > 1:
-            title += f", the median of {len(group)} seeds"
+            title += f", the median of {len(group)} runs"
             title += f"\nmean {np.mean(scores):.2f}, worst {scores[0]:.2f}"
         hits = draw_rollouts(axes, run, (0.0, 0.0))
         axes.set_title(f"{title}\n{hits}", fontsize=8)
@@ -305,7 +317,7 @@ def main(runs: Annotated[tuple[Path, ...], tyro.conf.Positional]) -> None:
     The pictures go into the folders of the runs and into TensorBoard.
 
     Args:
-        runs: folders of runs on the multi-goal task, of dacer.py or dacer_v2.py
+        runs: folders of runs on the multi-goal task
     """
     from matplotlib.image import imread
     from torch.utils.tensorboard import SummaryWriter
@@ -313,11 +325,13 @@ def main(runs: Annotated[tuple[Path, ...], tyro.conf.Positional]) -> None:
     if not runs:
         fail("name the folder of at least one run on multigoal_env:MultiGoal-v0")
     pictures = {"policy": policy_picture, "value": value_picture, "starts": starts_picture}
-    loaded = [Run(folder) for folder in runs]
+    folders = {folder.resolve(): folder for folder in runs}  # each once
+    loaded = [Run(folder) for folder in folders.values()]
     for run in loaded:
         scores = f"coverage {run.report['coverage']:.3f}, arrived {run.report['arrived']:.1%}"
         print(f"{run.folder}: {run.name}: {scores}")
-        with SummaryWriter(run.folder, filename_suffix=".pictures") as writer:
+        # In the run's own folder TensorBoard would take it for the newest curves.
+        with SummaryWriter(run.folder / "pictures") as writer:
             for name, draw in pictures.items():
                 file = run.folder / f"{name}.png"
                 draw(run).savefig(file)

@@ -5,8 +5,8 @@
 
 Their settings are the defaults of these libraries. With 20 environments, SAC, TD3 and DDPG learn
 as often as dacer.py. The evaluations, and what is logged of them, are dacer.py's: ten episodes
-and, on the multi-goal task, 200 rollouts from the origin. There the policies of SAC, PPO and TRPO
-draw their actions as in training; --deterministic takes their means.
+and, on the multi-goal task, 200 rollouts from the origin. In all of them the policies of SAC, PPO
+and TRPO draw their actions as in training; --deterministic takes their means.
 """
 
 import json
@@ -62,8 +62,9 @@ def main(args: Args) -> Path:
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_vec_env
 
-    if not args.eval_episodes:
-        raise ValueError("--eval-episodes must be at least 1")
+    counts = args.total_timesteps, args.eval_interval, args.eval_episodes
+    if min(counts) < 1 or args.seed < 0 or (args.num_envs or 0) < 0:
+        raise ValueError("--seed must be 0 or more, and the other numbers 1 or more")
     # An error here says that the task is none for dacer.py.
     eval_envs = dacer.make_envs(dacer.Args(args.env_id, args.env_kwargs), args.eval_episodes)
     task = args.env_id.split(":")[-1]
@@ -97,7 +98,8 @@ def main(args: Args) -> Path:
             # PPO and TRPO go on to the end of their 2,048 steps.
             over = self.num_timesteps - args.total_timesteps
             is_due = self.num_timesteps % args.eval_interval < args.num_envs
-            if over >= args.num_envs or (over < 0 and not is_due):
+            is_last = 0 <= over < args.num_envs
+            if not is_last and (over > 0 or not is_due):
                 return True
             with generators_kept():
                 seed = dacer.derive_seed(args.seed, self.num_timesteps)
@@ -111,16 +113,16 @@ def main(args: Args) -> Path:
     with SummaryWriter(run_dir) as writer:
         model.learn(args.total_timesteps, Evaluation())
     model.save(run_dir / "model")
-    task = make_env().unwrapped
-    if hasattr(task, "rollouts"):  # of the multi-goal task, for results/rollouts.npz
-        np.savez_compressed(run_dir / "rollouts", *task.rollouts(act, np.zeros((200, 2))))
+    plain = make_env().unwrapped
+    if hasattr(plain, "rollouts"):  # of the multi-goal task, for results/rollouts.npz
+        np.savez_compressed(run_dir / "rollouts", *plain.rollouts(act, np.zeros((200, 2))))
     return run_dir
 
 
 if __name__ == "__main__":
     try:
         print(main(tyro.cli(Args)))
-    except (ImportError, ValueError, RuntimeError) as error:
+    except (ImportError, OSError, TypeError, ValueError, RuntimeError) as error:
         is_missing = isinstance(error, ImportError)
         advice = "; pip install -r benchmarks/requirements.txt" if is_missing else ""
         print(f"baselines.py: error: {error}{advice}", file=sys.stderr)

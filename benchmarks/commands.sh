@@ -2,8 +2,9 @@
 # The commands of all published runs, block by block. Together they take very long, so copy the
 # block that you need. Some loops name a few combinations more than were run. The columns `commit`
 # of results/*.csv say which version of the scripts made a run: older ones seeded the environments
-# in another way, learned from the newest step, too, and had another entropy interval by default.
-# Where the interval matters, it is written out here.
+# in another way, learned from the newest step, too, and had other intervals of entropy and
+# checkpoints by default. Where the entropy interval matters, it is written out here. Some runs of
+# the multi-goal task were evaluated at other intervals.
 echo "commands.sh: copy a block instead of running all" >&2
 exit 2
 
@@ -95,7 +96,7 @@ for goals in 4 5 6; do
     done
 done
 FOUR="--env-kwargs {\"num_goals\":4} --time-weight-d -1.8"
-python dacer_v2.py $MULTIGOAL $FOUR --q-grad-weight 0
+python dacer_v2.py $MULTIGOAL $FOUR --q-grad-weight 0 --time-weight-c 0.4
 while read -r steps c; do
     python dacer_v2.py $MULTIGOAL $FOUR --q-grad-weight 5 --diffusion-steps "$steps" \
         --time-weight-c "$c"
@@ -103,6 +104,7 @@ done <<< $'2 1\n10 0.2\n20 0.1'
 
 # Multi-goal, 6 goals: 50,000 updates on a GPU (DACER was stopped at 35,000)
 SIX="--env-id multigoal_env:MultiGoal-v0 --env-kwargs {\"num_goals\":6} --total-timesteps 1030000"
+SIX="$SIX --eval-interval 2500"
 for seed in 1 2 3; do
     python dacer.py $SIX --seed $seed
     python dacer_v2.py $SIX --seed $seed --q-grad-weight 5
@@ -130,4 +132,4 @@ done
 python benchmarks/multigoal.py
 python benchmarks/report.py
 python benchmarks/speed.py --tasks Hopper Ant
-python benchmarks/speed.py --tasks Humanoid
+python benchmarks/speed.py --tasks Humanoid --out report/speed-humanoid.csv

@@ -30,7 +30,7 @@ def load(run: Path) -> dacer.Agent | dacer_v2.Agent:
 
 
 def visited_states(agent: dacer.Agent | dacer_v2.Agent) -> torch.Tensor:
-    """(NUM_STATES, obs_dim): every eighth of those of 4 environments."""
+    """(NUM_STATES, obs_dim): every second one of the first of 4 environments."""
     envs = dacer_v2.make_envs(agent.args, 4)
     act = dacer_v2.make_actor(agent.policy, envs.single_action_space)
     obs, _ = envs.reset(seed=0)
@@ -61,13 +61,9 @@ def measure(agent: dacer.Agent | dacer_v2.Agent, obs: torch.Tensor) -> tuple[lis
 
 def main(runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:
     """Prints a row for each run, and for those of dacer_v2.py the length w(t) that L_g wants."""
-    try:
-        if not runs:
-            raise ValueError("name one run or more")
-        agents = {str(run): load(run) for run in runs}
-    except (RuntimeError, ValueError) as error:
-        print(f"eta.py: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+    if not runs:
+        raise ValueError("name one run or more")
+    agents = {str(run): load(run) for run in runs}
     torch.manual_seed(0)
     for name, agent in agents.items():
         lengths, std = measure(agent, visited_states(agent))
@@ -83,4 +79,8 @@ def main(runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    try:
+        tyro.cli(main)
+    except (RuntimeError, ValueError) as error:
+        print(f"eta.py: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error

@@ -7,24 +7,23 @@ It needs Pillow, which matplotlib brings, and a task that draws pictures. Withou
 needs MUJOCO_GL=egl or MUJOCO_GL=osmesa in the environment.
 """
 
+import importlib
 import json
 import sys
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 import tyro
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import dacer
-import dacer_v2
-
 
 @dataclass
 class Args:
-    run: tyro.conf.Positional[Path]  # folder of a run of dacer.py or dacer_v2.py
+    run: tyro.conf.Positional[Path]  # folder of a run
     out: tyro.conf.Positional[Path]  # picture to write: .webp or .gif
     first: int = 30  # step of the first frame
     last: int = 140  # step of the last frame
@@ -38,26 +37,31 @@ def main(args: Args) -> None:
     """Plays one episode and writes its frames. They are shown as fast as they were simulated."""
     if args.every < 1:
         raise ValueError("--every must be 1 or more")
+    if not 0 <= args.first <= args.last:
+        raise ValueError("--first must be 0 or more, and --last no smaller")
     if args.out.suffix.lower() not in (".webp", ".gif"):
         raise ValueError(f"{args.out} must end with .webp or .gif")
-    try:
-        agent = dacer_v2.load_agent(args.run)
-    except ValueError:
-        agent = dacer.load_agent(args.run)
+    file = args.run / ("last.pt" if (args.run / "last.pt").exists() else "best.pt")
+    # The script that made the run: dacer, dacer_v2, or a changed one beside them
+    made_by = torch.load(file, "cpu", weights_only=True, mmap=True)["algorithm"]
+    script = importlib.import_module(made_by)
+    agent = script.load_agent(args.run)
     kwargs = json.loads(agent.args.env_kwargs) | json.loads(args.task_kwargs)
     kwargs["render_mode"] = "rgb_array"
     task = replace(agent.args, env_kwargs=json.dumps(kwargs))
     frames = []
-    with closing(dacer.make_envs(task, 1)) as envs:
-        act = dacer.make_actor(agent.policy, envs.single_action_space)
+    with closing(script.make_envs(task, 1)) as envs:
+        act = script.make_actor(agent.policy, envs.single_action_space)
         obs, _ = envs.reset(seed=args.seed)
-        for step in range(args.last):
+        for step in range(args.last + 1):
             obs, _, terminated, truncated, _ = envs.step(act(obs))
             if terminated[0] or truncated[0]:
                 break
             if step >= args.first and (step - args.first) % args.every == 0:
                 frames.append(Image.fromarray(envs.envs[0].render()))
         milliseconds = 1000 * args.every / envs.metadata.get("render_fps", 30)
+    if args.out.suffix.lower() == ".gif" and milliseconds % 10:
+        raise ValueError("frames of a .gif take multiples of 10 ms: try .webp or another --every")
     if not frames:
         raise ValueError(f"the episode ended before step {args.first}: try another --first")
     how = {"save_all": True, "append_images": frames[1:], "loop": 0, "duration": milliseconds}
@@ -69,5 +73,6 @@ if __name__ == "__main__":
     try:
         main(tyro.cli(Args))
     except Exception as error:
-        print(f"film.py: error: {error}", file=sys.stderr)
+        advice = ". Without a display, set MUJOCO_GL=egl" if "OpenGL" in str(error) else ""
+        print(f"film.py: error: {error}{advice}", file=sys.stderr)
         raise SystemExit(2) from error

@@ -30,6 +30,7 @@ OURS = [f"DACERv2, T = 5, eta = {rest}" for rest in ("2, w = 1", "1", "5", "5, w
 OURS += ["DACER, T = 5", "DACER, T = 20"]
 THEIRS = [f"{name} (DACER authors' JAX)" for name in ("QVPO", "DIPO", "QSM", "DSACT")]
 THEIRS += ["SAC", "TD3", "DDPG", "PPO", "TRPO"]
+# report.py has no colour of its own for eta = 5, the usual one of the short runs.
 COLOURS = {label: report.COLOURS[label.replace(", eta = 5", "")] for label in OURS[1:]}
 COLOURS |= dict.fromkeys(THEIRS, "0.35")
 COLOURS[OURS[0]] = "#E69F00"

@@ -1,5 +1,5 @@
-r"""Trains what the official repository holds (in JAX: DACER, DSACT, QSM, DIPO, QVPO) in dacer.py's
-loop, for the report.
+r"""Trains DACER, DSACT, QSM, DIPO or QVPO of the official repository (JAX) in dacer.py's loop, for
+the report.
 
     git clone https://github.com/happy-yan/DACER-Diffusion-with-Online-RL /tmp/official
     pip install jax dm-haiku optax numpyro numba scikit-learn dill tensorboardX
@@ -11,9 +11,9 @@ requirements.txt.
 
 Networks, losses, updates, noise and entropy are theirs. Environments, warm-up, buffer,
 evaluations, checkpoints and all arguments are dacer.py's, --resume and --evaluate too. Arguments
-of the algorithm itself hold for DACER. For the others, only T, the widths, the learning rate,
-gamma and tau hold; the rest is as in their scripts/train_mujoco.py. A resumed run of DIPO starts
-from the actions as they were taken.
+of the algorithm itself hold for DACER. For the others, only the widths, the learning rate, gamma
+and tau hold, and T for QVPO and QSM; the rest is as in their scripts/train_mujoco.py. A resumed
+run of DIPO starts from the actions as they were taken.
 """
 
 import importlib

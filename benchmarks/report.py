@@ -11,6 +11,7 @@ these folders or below them, as "yours", beside the published ones.
 import itertools
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Iterable
@@ -26,8 +27,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-# The papers' and CleanRL's returns are those at the end of training. A row with `updates` is a
-# point of a curve.
+# A row with `updates` is a point of a curve. Another one is the return that its source reports for
+# the whole training.
 PUBLISHED = pd.read_csv(RESULTS / "published.csv")
 PAPERS_UPDATES = 1_500_000
 # A task with these arguments has a name of its own.
@@ -53,9 +54,11 @@ ARGUMENTS = {
     "c": "time_weight_c",
     "d": "time_weight_d",
 }
-SETTINGS = ["noise_scale", "num_envs", "learning_starts", "entropy_interval", "total_timesteps"]
-SETTINGS += ["hidden_sizes", "tau", "batch_size", "learning_rate", "alpha_lr", "gamma"]
-SETTINGS += ["reward_scale", "policy_frequency", "eval_episodes"]
+# Runs that differ in a setting are no seeds of one group. Settings are these columns, and each
+# argument of a run that has no other column and is not named here.
+SETTINGS = ["num_envs", "learning_starts", "entropy_interval", "total_timesteps"]
+NO_SETTINGS = {"env_id", "env_kwargs", "seed", "device", "compile", "async_envs", "eval_interval"}
+NO_SETTINGS |= {"resume", "evaluate", "label", "commit", "library", *ARGUMENTS.values(), *SETTINGS}
 BEST = "highest evaluation in the last 10%"
 HALF = "mean evaluation in the second half"
 LAST = "last evaluation"
@@ -82,9 +85,10 @@ def read_runs(paths: Iterable[Path]) -> list[pd.DataFrame]:
     """The runs in these folders or below them. What holds none is named and left out."""
     found = {}
     for path in paths:
-        folders = [file.parent for file in sorted(path.rglob("args.json"))]
+        walked = os.walk(path, followlinks=True)
+        folders = sorted(Path(folder) for folder, _, files in walked if "args.json" in files)
         # A published policy below the path has no curves, and is passed over.
-        folders = [folder for folder in folders if any(folder.glob("events.out.tfevents.*[0-9]"))]
+        folders = [folder for folder in folders if any(folder.glob("events.out.tfevents.*"))]
         if not folders:
             leave_out(path, "no run lies there")
         for folder in folders:
@@ -111,9 +115,10 @@ def read_run(path: Path) -> pd.DataFrame:
     ours = "DACERv2" if "q_grad_weight" in args else "DACER"
     known["algorithm"] = args.get("label", ours).split(", T =")[0]
     known |= {column: float(args.get(name, "nan")) for column, name in ARGUMENTS.items()}
-    known |= {name: str(args[name]) for name in SETTINGS if name in args}
     for name in ("seed", "num_envs", "learning_starts", "total_timesteps"):
         known[name] = int(args[name])
+    known["entropy_interval"] = str(args.get("entropy_interval"))
+    known |= {f"args.{name}": str(args[name]) for name in args.keys() - NO_SETTINGS}
     events = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
     points = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
 
@@ -131,9 +136,12 @@ def read_run(path: Path) -> pd.DataFrame:
     rows = pd.DataFrame({column: curve(f"eval/{tag}") for column, tag in tags.items()})
     if rows.empty:
         raise ValueError("there is no evaluation yet")
-    times = np.sort([p.wall_time for tag in points.values() for p in tag])
+    # The run and each resumption made a file, whose name tells when. Nobody worked just before.
+    files = path.glob("events.out.tfevents.*")
+    starts = [float(file.name.split(".")[3]) for file in files]
+    times = np.sort([*starts, *(p.wall_time for tag in points.values() for p in tag)])
     worked = np.diff(times, prepend=times[0])
-    worked[worked > 600] = 0  # between a run and its resumption
+    worked[np.isin(times, starts)] = 0
     evaluated = curve("eval/episodic_return", "wall_time")
     rows["hours"] = np.interp(evaluated, times, worked.cumsum() / 3600)
     norm = curve("losses/q_grad_norm").reindex(rows.index, method="nearest")
@@ -163,9 +171,11 @@ def prepare(data: pd.DataFrame) -> pd.DataFrame:
     data["update"] = (data.step // data.num_envs - data.warm_up).clip(lower=0)
     data["planned"] = data.total_timesteps // data.num_envs - data.warm_up
     data["name"] = data.apply(name_of, axis=1)
-    for setting in [setting for setting in SETTINGS if setting in data]:
+    arguments = sorted(column for column in data if column.startswith("args."))
+    for setting in SETTINGS + arguments:
         varied = data.groupby(["task", "name"])[setting].transform("nunique", dropna=False) > 1
-        data.loc[varied, "name"] += f", {setting} = " + data[setting].astype(str)
+        told = f", {setting.removeprefix('args.')} = "
+        data.loc[varied, "name"] += told + data[setting].astype(str)
     data["constant"] = (data.c == 0) & (data.d == 0)
     # The eta that most runs of a task have
     v2 = data[data.algorithm == "DACERv2"].drop_duplicates("run")
@@ -222,11 +232,13 @@ def digits(values: pd.Series) -> int:
 
 def ranged(values: pd.Series, each: bool = False) -> str:
     """The mean and the range of the seeds, or each of them."""
-    shown = values.mean(skipna=False), values.min(), values.max(), *values
-    mean, low, high, *all_ = (f"{value:.{digits(values)}f}" for value in shown)
+    form = f".{digits(values)}f"
     if each:
-        return ", ".join(all_)
-    return f"{mean} ({low} to {high})" if values.count() == len(values) > 1 else mean
+        return ", ".join(f"{value:{form}}" for value in values)
+    mean = f"{values.mean(skipna=False):{form}}"
+    if len(values) == 1 or values.isna().any():
+        return mean
+    return f"{mean} ({values.min():{form}} to {values.max():{form}})"
 
 
 def interval(samples: list, statistic, form: str) -> str:
@@ -402,6 +414,7 @@ def draw(path: Path, panels: dict[str, pd.DataFrame]) -> None:
             key = group["style"].iloc[0]
             style = {"x": "update", "y": score, "color": COLOURS[key], "ax": axis}
             style["ls"] = "-" if key in MAIN else "--"
+            style["marker"] = "o" if group["update"].nunique() == 1 else None  # no line
             seeds = runs.seed.nunique()
             if (seeds < 3 or len(stopped)) and group[score].notna().any():
                 width = 1.5 if seeds == 1 else 0.6
@@ -548,4 +561,8 @@ def main(runs: tyro.conf.Positional[tuple[Path, ...]] = (), out: Path = Path("re
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    try:
+        tyro.cli(main)
+    except OSError as error:  # a folder that may not be written, or a full disk
+        print(f"report.py: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error

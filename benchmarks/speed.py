@@ -10,9 +10,9 @@ too.
 
 The times are milliseconds, in the form of benchmarks/results/speed.csv, which benchmarks/report.py
 shows. They are medians over turns, which all take within seconds, so that a busy machine meets
-them alike. The batch is 256, and all is compiled unless "eager" is said. An even update steps
-policy and targets too, an odd one the critics alone. The matrix products would take their time at
-the rate of large square ones.
+them alike. The batch is 256. All but the mixture fit is compiled unless "eager" is said. An even
+update steps policy and targets too, an odd one the critics alone. The matrix products would take
+their time at the rate of large square ones.
 """
 
 import importlib.util
@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from types import ModuleType
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -44,8 +45,8 @@ KEYS = ["measured", "commit", "machine", "task", "script", "T", "what"]
 
 @dataclass
 class Args:
-    tasks: tuple[str, ...] = ("Ant",)  # sizes to measure: Hopper, Ant, Humanoid
-    scripts: tuple[str, ...] = ("dacer", "dacer_v2")
+    tasks: tuple[Literal["Hopper", "Ant", "Humanoid"], ...] = ("Ant",)  # sizes to measure
+    scripts: tuple[Literal["dacer", "dacer_v2"], ...] = ("dacer", "dacer_v2")
     diffusion_steps: tuple[int, ...] = (5, 20)  # T
     turns: int = 7
     device: str = "cpu"  # where to compute
@@ -69,13 +70,14 @@ def milliseconds(device: str, calls: int, function: Callable[[], object], parts:
     """
     synchronize = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
     durations = []
-    for _ in range(calls + (calls > 1)):
+    first = 1 if calls > 1 else 0
+    for _ in range(first + calls):
         synchronize()
         start = time.perf_counter()
         function()
         synchronize()
         durations.append(time.perf_counter() - start)
-    return float(np.median(durations[calls > 1 :])) * 1e3 / parts
+    return float(np.median(durations[first:])) * 1e3 / parts
 
 
 class Contestant:
@@ -143,6 +145,9 @@ class Contestant:
 
 
 def main(args: Args) -> None:
+    if args.turns < 1:
+        raise ValueError("--turns must be 1 or more")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     torch._dynamo.config.recompile_limit = 64  # many agents in one process
     commit = os.popen(f'git -C "{ROOT}" describe --always --dirty 2>&1').read().strip()
     folders = {commit: ROOT}
@@ -175,7 +180,6 @@ def main(args: Args) -> None:
     data = pd.DataFrame(rows, columns=["commit", *KEYS[3:], "turn", "ms"])
     labelled = data.assign(measured=date.today(), machine=args.machine)
     medians = labelled.groupby(KEYS, sort=False).ms.median()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     medians.reset_index().to_csv(args.out, index=False, float_format="%.6g")
     wide = medians.unstack("what")[data.what.unique()]  # unstack(sort=False) mixes rows up
     print(wide.droplevel(["measured", "machine"]).T.to_string(float_format="%.4g"))
@@ -188,4 +192,8 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    try:
+        main(tyro.cli(Args))
+    except (OSError, ValueError) as error:
+        print(f"speed.py: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error

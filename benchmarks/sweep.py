@@ -60,12 +60,12 @@ def make_jobs(options: Options) -> dict[Path, list[str]]:
     jobs = {}
     grid = itertools.product(options.commands, options.env_ids, options.seeds)
     for command, env_id, seed in grid:
-        script, *own = shlex.split(command) or [""]
-        path = (ROOT / script).with_suffix(".py")
-        sys.path.insert(0, str(path.parent))
         try:
+            script, *own = shlex.split(command)
+            path = (ROOT / script).with_suffix(".py")
+            sys.path.insert(0, str(path.parent))
             Args = importlib.import_module(path.stem).Args
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, SyntaxError, ValueError) as error:
             fail(f"--commands {command!r}: not a script that trains: {error}")
         arguments = ["--env-id", env_id, "--seed", str(seed), *options.arguments, *own]
         tyro.cli(Args, args=arguments, prog=f"sweep.py, {command}")
@@ -92,6 +92,7 @@ def run_job(folder: Path, command: list[str], environment: dict[str, str], retri
             saved = sorted(folder.glob("runs/*/checkpoint.pt"), key=os.path.getmtime)
             arguments = ["--resume", str(saved[-1].parent)] if saved else command[1:]
             full = [sys.executable, command[0], *arguments]
+            print("$", shlex.join(full), file=log, flush=True)
             # It has a session of its own: Ctrl-C reaches the sweep alone, which ends each job once.
             process = subprocess.Popen(
                 full, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True
@@ -110,16 +111,19 @@ def run_job(folder: Path, command: list[str], environment: dict[str, str], retri
 
 
 def last(pattern: str, folder: Path) -> str:
-    """What a job printed last that matches."""
+    """What a job's newest process printed last that matches."""
     log = folder / "log.txt"
     text = log.read_text(errors="replace") if log.exists() else ""
-    return ["", *re.findall(pattern, text)][-1]
+    newest = text.rpartition("\n$ ")[2]
+    return ["", *re.findall(pattern, newest)][-1]
 
 
 def main(options: Options) -> int:
     if min(options.processes, options.threads or 1) < 1 or min(options.retries, options.gpus) < 0:
         fail("--processes and --threads must be 1 or more, --retries and --gpus 0 or more")
     jobs = make_jobs(options)
+    if not jobs:
+        fail("the grid is empty: --commands, --env-ids and --seeds need a value each")
     threads = options.threads or max(1, (os.cpu_count() or 1) // options.processes)
     # "" is this folder, which a job leaves.
     modules = ["", *os.environ.get("PYTHONPATH", "").split(os.pathsep)]

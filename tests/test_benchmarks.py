@@ -119,7 +119,12 @@ BAD = {
     "--env-id CartPole-v1": "CartPole-v1: no vector and bounded Box of real actions",
     "--env-id None-v0": "Environment `None` doesn't exist",
     "--algorithm A2C": "A2C",
-    "--eval-episodes 0": "--eval-episodes must be at least 1",
+    "--eval-episodes 0": "the other numbers 1 or more",
+    "--eval-interval 0": "the other numbers 1 or more",
+    "--total-timesteps 0": "the other numbers 1 or more",
+    "--num-envs -1": "the other numbers 1 or more",
+    "--seed -1": "--seed must be 0 or more",
+    "--env-kwargs [1]": "must be a mapping",
 }
 
 
@@ -178,7 +183,16 @@ def test_film(work):
     assert ended.code == 0, ended.err
     with image.open("goals.webp") as picture:
         assert picture.n_frames > 1
-    assert shell(*film, "--first", 100, "--task-kwargs", "{}").code == 2
+    ended = shell(*film, "--first", 100, "--task-kwargs", "{}")
+    assert (ended.code, ended.err) == (
+        2,
+        "film.py: error: the episode ended before step 100: try another --first\n",
+    )
+    ended = shell(*film, "--first", 9, "--last", 8)
+    assert ended.err == "film.py: error: --first must be 0 or more, and --last no smaller\n"
+    kwargs = '{"max_episode_steps": 20}'
+    slow = film[0], film[1], "goals.gif", "--first", 0, "--task-kwargs", kwargs
+    assert shell(*slow).code == 0
     ended = shell(*film, "--every", 0)
     assert (ended.code, ended.err) == (2, "film.py: error: --every must be 1 or more\n")
     ended = shell(*film[:2], "goals.mp4")

@@ -151,7 +151,6 @@ class Evil:
         pytest.param(lambda path: torch.save([1, 2], path), id="a list"),
         pytest.param(lambda path: torch.save(Evil(), path), id="would run code"),
         pytest.param(lambda path: torch.save({"agent": Evil()}, path), id="would run code within"),
-        pytest.param(lambda path: edit(path, version=0), id="another version"),
         pytest.param(lambda path: edit(path, algorithm="other"), id="another script's"),
         pytest.param(lambda path: edit(path, args={"wings": 2}), id="an unknown argument"),
     ],
@@ -193,8 +192,8 @@ def test_a_copy_under_another_name_reads_its_runs(algo, run_dir):
     assert replayed.code == 0, replayed.err
 
 
-def test_whole_numbers_for_fractions(algo, tiny_args):
-    """And the exponents of the time weight may be negative."""
+def test_whole_numbers_for_fractions_and_signs(algo, tiny_args):
+    """The exponents of the time weight may be negative, and eta may not."""
     changes = {"noise_scale": 0, "q_grad_weight": 0, "gamma": 1, "time_weight_d": -1}
     args = algo.resolve(tiny_args(**changes))
     assert {name: getattr(args, name) for name in changes} == changes

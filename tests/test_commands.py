@@ -2,8 +2,6 @@
 
 import json
 import subprocess
-import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -13,12 +11,13 @@ import dacer
 import dacer_v2
 
 pytest.importorskip("stable_baselines3", reason="benchmarks/requirements.txt is not installed")
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
 
 import baselines
 import official
 import speed
+from helpers import ROOT
+
+BENCHMARKS = ROOT / "benchmarks"
 
 PROGRAMS = {
     "dacer.py": dacer,

@@ -173,7 +173,7 @@ def test_eta_zero_is_dacer_bit_for_bit(work):
 # What the second paper adds to or changes: here the two scripts may differ.
 OF_THE_PAPER = {
     "module docstring",
-    "(ALGORITHM, FORMAT)",
+    "ALGORITHM",
     "Args",
     "DEFAULTS",
     "TASKS['MultiGoal']",

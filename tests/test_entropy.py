@@ -55,7 +55,6 @@ def policy_actions(alpha_lambda: float) -> torch.Tensor:
 def test_agrees_with_sklearn(samples):
     torch.manual_seed(1)
     actions = samples()
-    assert len(actions) >= 64
     entropy = dacer.mixture_entropy(actions)
     assert entropy.shape == (len(actions),)
     assert abs(entropy.mean().item() - sklearn_entropy(actions).mean()) < AGREEMENT

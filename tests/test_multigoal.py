@@ -3,6 +3,7 @@
 The pictures are of policies that go straight to goals.
 """
 
+import importlib
 import json
 import shutil
 from functools import partial
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
-from helpers import ROOT, shell
+from helpers import ROOT, program, shell
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
@@ -149,10 +150,11 @@ def test_pictures_show_the_goals_reached(tmp_path, monkeypatch, capsys):
         v2 = {"q_grad_weight": 5.0, "time_weight_c": 0.4, "time_weight_d": -1.8} if seed < 3 else {}
         run.mkdir()
         (run / "args.json").write_text(json.dumps(dict(seed=seed, targets=targets, **args, **v2)))
+        torch.save({"algorithm": "dacer_v2" if v2 else "dacer"}, run / "last.pt")
     multigoal_env.main(tuple(runs))
     out = capsys.readouterr().out
     log_2_over_log_6 = "coverage 0.387, arrived 100.0%"
-    assert f"2: DACERv2, T = 5, eta = 5, seed 2: {log_2_over_log_6}" in out
+    assert f"2: DACERv2, T = 5, eta = 5, w = exp(0.4 t -1.8), seed 2: {log_2_over_log_6}" in out
     assert "3: DACER, T = 5, seed 3: coverage 0.000" in out
     for run, targets in runs.items():
         assert goals_shown(run / "starts.png") == targets
@@ -177,7 +179,9 @@ def test_a_trained_run(algo, tiny_args, capsys):
     pictures = {path.name for path in trained.glob("*.png")}
     assert pictures == {"policy.png", "value.png", "starts.png"}
     assert imread(trained / "value.png")[..., :3].std() > 0.1
-    assert list(trained.glob("events.out.tfevents.*.pictures"))
+    # Another file there would end the curves in an open TensorBoard.
+    assert len(list(trained.glob("events.out.tfevents.*"))) == 1
+    assert len(list(trained.glob("pictures/events.out.tfevents.*"))) == 1
 
     (trained / "value.png").unlink()
     (trained / "value.png").mkdir()  # so that it cannot be written
@@ -194,10 +198,13 @@ def test_a_trained_run(algo, tiny_args, capsys):
     for checkpoint in trained.glob("*.pt"):
         checkpoint.unlink()
     Path("list").mkdir()
-    Path("list/args.json").write_text("3")
+    torch.save([3], "list/last.pt")
     bad["cannot load list"] = (Path("list"),)
+    Path("foreign").mkdir()
+    torch.save({"algorithm": "not_here"}, "foreign/last.pt")
+    bad["No module named 'not_here'"] = (Path("foreign"),)
     capsys.readouterr()
-    for message, folders in {**bad, "checkpoint": (trained,)}.items():
+    for message, folders in {**bad, "best.pt": (trained,)}.items():
         with pytest.raises(SystemExit) as exit_:
             multigoal_env.main(folders)
         err = capsys.readouterr().err
@@ -244,17 +251,51 @@ def test_the_comparison_has_its_rows_and_columns(monkeypatch):
     runs = [stub_run("A", 6, 0.9), stub_run("A", 4, 0.6), stub_run("A", 4, 0.2)]
     figure = multigoal_env.comparison_picture([*runs, stub_run("B", 4, 0.5)])
     assert [axes.get_title() for axes in figure.axes] == [
-        "A 0.2\ncoverage 0.20, the median of 2 seeds\nmean 0.40, worst 0.20\n[]",
+        "A 0.2\ncoverage 0.20, the median of 2 runs\nmean 0.40, worst 0.20\n[]",
         "A 0.9\ncoverage 0.90\n[]",
         "B 0.5\ncoverage 0.50\n[]",
         "",
     ]
 
 
-def test_a_constant_weight_is_named_in_the_title():
-    name = "goals4-v2-T5-eta2-w1-2"
-    run = multigoal_env.Run(ROOT / "runs" / name)
-    assert run.algorithm == "DACERv2, T = 5, eta = 2, w = 1"
+def test_the_weight_is_named_in_the_title(work):
+    folder = Path(shutil.copytree(ROOT / "runs/goals4-v2-T5-eta2-w1-2", "run"))
+    assert multigoal_env.Run(folder).algorithm == "DACERv2, T = 5, eta = 2, w = 1"
+    agent = dacer_v2.load_agent(folder)
+    agent.args.time_weight_c, agent.args.time_weight_d = 0.4, -1.8
+    dacer_v2.save(folder / "last.pt", agent)
+    assert multigoal_env.Run(folder).algorithm == "DACERv2, T = 5, eta = 2, w = exp(0.4 t -1.8)"
+
+
+def test_a_run_of_a_changed_script_is_its_own(work, monkeypatch):
+    """The policy of a script that has a name of its own acts by that script."""
+    changed = Path(dacer_v2.__file__).read_text().replace('= "dacer_v2"', '= "changed_v2"')
+    Path("changed_v2.py").write_text(changed)
+    monkeypatch.syspath_prepend(work)
+    script = importlib.import_module("changed_v2")
+    published = dacer_v2.load_agent(ROOT / "runs/goals4-v2-T5-eta2-w1-2")
+    Path("run").mkdir()
+    script.save("run/last.pt", published)
+    run = multigoal_env.Run(Path("run"))
+    assert run.script is script
+    assert run.algorithm == "changed_v2, T = 5, eta = 2, w = 1"
+    film = ROOT / "benchmarks/film.py", "run", "goals.webp", "--first", 0, "--task-kwargs", "{}"
+    ended = program(*film)
+    assert ended.code == 0, ended.err
+    assert Path("goals.webp").exists()
+
+
+def test_a_run_that_is_named_twice_is_drawn_once(work, monkeypatch):
+    folder = Path(shutil.copytree(ROOT / "runs/goals4-v2-T5-eta2-w1-2", "run"))
+    compared = []
+    for name in ("policy", "value", "starts"):
+        monkeypatch.setattr(multigoal_env, f"{name}_picture", lambda _: Figure((1, 1)))
+    draw = multigoal_env.comparison_picture
+    monkeypatch.setattr(
+        multigoal_env, "comparison_picture", lambda runs: compared.extend(runs) or draw(runs)
+    )
+    multigoal_env.main((folder, folder.absolute()))
+    assert len(compared) == 1
 
 
 def test_the_pictures_have_their_names_in_tensorboard(work, monkeypatch):
@@ -262,5 +303,5 @@ def test_the_pictures_have_their_names_in_tensorboard(work, monkeypatch):
     for name in ("policy", "value", "starts", "comparison"):
         monkeypatch.setattr(multigoal_env, f"{name}_picture", lambda _: Figure((1, 1)))
     multigoal_env.main((run,))
-    images = EventAccumulator(str(run)).Reload().Tags()["images"]
+    images = EventAccumulator(str(run / "pictures")).Reload().Tags()["images"]
     assert sorted(images) == ["policy", "starts", "value"]

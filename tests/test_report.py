@@ -7,20 +7,16 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 pytest.importorskip("seaborn")
-from torch.utils.tensorboard import SummaryWriter
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
 import multigoal
 import report
+from helpers import ROOT
+from torch.utils.tensorboard import SummaryWriter
 
 ARGS = {
     "env_id": "Hopper-v4",
@@ -323,6 +319,39 @@ def test_runs_are_found_below_a_folder(tmp_path, tables, capsys):
     assert f"{tmp_path / 'runs/begun'} is left out" in said
 
 
+def test_runs_behind_a_link_are_found(tmp_path):
+    make_run(tmp_path / "disk/one", [5, 6])
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/one").symlink_to(tmp_path / "disk/one")
+    assert len(report.read_runs([tmp_path / "runs"])) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["exp_name", "buffer_size", "entropy_samples", "checkpoint_interval", "my_argument"]
+)
+def test_runs_with_other_arguments_are_no_seeds_of_one_group(tmp_path, tables, name):
+    """An argument that a reader added to his script, too."""
+    make_run(tmp_path / "runs/one", [5], **{name: 1})
+    make_run(tmp_path / "runs/two", [6], seed=2, **{name: 2})
+    rows = [row for row in tables()["returns"] if "yours" in row["algorithm, T"]]
+    names = [f"DACER, T = 20 (yours), {name} = {value}" for value in (1, 2)]
+    assert [row["algorithm, T"] for row in rows] == names
+
+
+def test_a_single_evaluation_is_drawn_as_a_point(tmp_path, tables, monkeypatch):
+    drawn, save = [], report.save
+
+    def keep(figure, path):
+        lines = figure.axes[0].lines
+        drawn.extend(line.get_ydata().tolist() for line in lines if line.get_marker() == "o")
+        save(figure, path)
+
+    monkeypatch.setattr(report, "save", keep)
+    make_run(tmp_path / "runs/one", [5], env_id="Pusher-v5", total_timesteps=50_000)
+    tables()
+    assert drawn == [[5]]
+
+
 def test_a_task_with_many_arguments(tmp_path, tables):
     """Its figure has a name that the system takes, and the text is no formula."""
     for costs in ({"a $x^$": 1}, {"a $x^$": 2}):
@@ -381,13 +410,19 @@ def test_the_best_return_can_be_played():
 
 
 def test_the_hours_of_a_run_leave_out_its_pauses(tmp_path):
-    """Of a day, in the middle."""
+    """Of a day, in the middle. An hour between two points is none."""
     run = make_run(tmp_path / "run", [])
-    with SummaryWriter(run) as writer:
-        for i, minutes in enumerate((0, 6, 12, 1452, 1458)):
-            time = 1e9 + 60 * minutes
-            writer.add_scalar("eval/episodic_return", 5.0, 50_000 + 20_000 * i, walltime=time)
-    assert report.read_run(run).hours.tolist() == pytest.approx([0, 0.1, 0.2, 0.2, 0.3])
+    (empty,) = run.glob("events*")
+    empty.unlink()
+    steps = itertools.count(50_000, 20_000)
+    for start, *evaluated in ((0, 6, 66), (1500, 1506, 1512)):
+        with SummaryWriter(run, filename_suffix=".new") as writer:
+            for minutes in evaluated:
+                time = 1e9 + 60 * minutes
+                writer.add_scalar("eval/episodic_return", 5.0, next(steps), walltime=time)
+        (file,) = run.glob("events*.new")
+        file.rename(run / f"events.out.tfevents.{1_000_000_000 + 60 * start}.a.host.1")
+    assert report.read_run(run).hours.tolist() == pytest.approx([0.1, 1.1, 1.2, 1.3])
 
 
 def test_a_run_that_is_named_twice_counts_once(tmp_path):

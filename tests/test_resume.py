@@ -142,6 +142,26 @@ def test_what_cannot_be_loaded_is_not_saved(algo, tiny_args, work):
     assert path.read_bytes() == before
 
 
+def test_what_was_in_the_buffer_before_training_is_not_doubled(algo, tiny_args, work, monkeypatch):
+    """Offline data that a changed `main` adds at each start: a checkpoint holds them already."""
+
+    class Filled(algo.ReplayBuffer):
+        def __init__(self, *sizes):
+            super().__init__(*sizes)
+            self.add(*(torch.full((30, *field.shape[1:]), 0.5) for field in self.data))
+
+    monkeypatch.setattr(algo, "ReplayBuffer", Filled)
+    args = tiny_args(**REACH, compile=False, buffer_size=1000)
+    run_dir = train(algo, args)
+    first = torch.load(run_dir / "checkpoint.pt")
+    train(algo, replace(args, total_timesteps=args.total_timesteps + 20))
+    second = torch.load(run_dir / "checkpoint.pt")
+    assert second["count"] == first["count"] + 20
+    assert len(second["rows"][0]) == second["count"]
+    for old, new in zip(first["rows"], second["rows"]):
+        assert torch.equal(old, new[: len(old)])
+
+
 KEEP_THE_BITS = [{"eval_episodes": 1}, {"async_envs": True}]
 CHANGE_THE_BITS = [{"compile": False}, {"checkpoint_interval": 7}, {"buffer_size": 70}, {"seed": 3}]
 

@@ -34,7 +34,8 @@ def logs():
 
 def wait_for(text, jobs=1):
     deadline = time.time() + 60
-    while sum(text in log for log in logs()) < jobs and time.time() < deadline:
+    while sum(text in log for log in logs()) < jobs:
+        assert time.time() < deadline, logs()
         time.sleep(0.05)
 
 
@@ -83,9 +84,25 @@ def test_a_stopped_sweep_goes_on(signum):
     assert [re.findall("from (.)", log) for log in logs()] == [twice, twice, ["0"]]
 
 
+def test_what_is_said_of_a_job_is_of_its_newest_process():
+    assert "diverged" in end(start(*FAKE, "--env-ids", "Bad"), code=1)
+    Path("kill").touch()
+    printed = end(start(*FAKE, "--env-ids", "Bad"), code=1)
+    assert "FAILED (-9)" in printed
+    assert "diverged" not in printed
+
+
+def test_an_empty_grid():
+    printed = end(start(*FAKE, "--seeds"), code=2)
+    assert printed.startswith("sweep.py: error: the grid is empty")
+    assert not Path("runs").exists()
+
+
 def test_bad_grid():
     bad = {
         "ppo.py": "not a script that trains",
+        "dacer.py --exp-name 'a": "No closing quotation",
+        "": "not a script that trains",
         f"{FAKE[1]} --tau 1": "--tau",
         f"{FAKE[1]} --seed 1": "a job twice",
     }
@@ -103,7 +120,7 @@ def test_a_ray_cluster_loses_a_machine():
     wait_for("did 1")
     cluster.add_node(num_cpus=1)
     cluster.remove_node(node, allow_graceful=False)
-    *_, worker, script = re.findall(r"\d+", logs()[0].splitlines()[0])
+    *_, worker, script = re.findall(r"\d+", logs()[0].splitlines()[1])
     for pid in (worker, script):  # They would outlive the machine.
         os.kill(int(pid), signal.SIGKILL)
     wait_for("from 1")

@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.utils.env_checker import check_env
 from helpers import both_scripts, differences, evaluate, scalars, stored, train
 
 
@@ -79,8 +80,8 @@ OTHER_SETTINGS = {
 }
 
 
-def test_every_setting_counts(algo, tiny_args):
-    """Another value of any gives other weights."""
+def test_each_number_of_the_algorithm_counts(algo, tiny_args):
+    """Another value of any of these gives other weights."""
     args = tiny_args(env_id="toy_envs:Reach-v0", total_timesteps=70, eval_episodes=0)
     first = weights(train(algo, args, "first"))
     for name, value in OTHER_SETTINGS.items():
@@ -294,9 +295,7 @@ def test_runs_on_cuda(algo, tiny_args):
     assert algo.load_agent(run_dir, "cpu").log_alpha.device.type == "cpu"
 
 
-def test_the_toy_environments_are_well_formed():
-    from gymnasium.utils.env_checker import check_env
-
+def test_the_task_that_is_learned_here_is_well_formed():
     check_env(gym.make("toy_envs:Reach-v0").unwrapped, skip_render_check=True)
 
 

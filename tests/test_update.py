@@ -279,6 +279,9 @@ def test_replay_buffer_is_a_ring():
         torch.testing.assert_close(batch.terminated, (batch.obs[:, 0] % 2 == 0).float())
     with pytest.raises(ValueError):  # A field that is left out would hold what was in memory.
         buffer.add(rows[:, None], rows[:, None], rows, rows[:, None])
+    # Three rows for one of the other fields would be stored with it three times.
+    with pytest.raises((IndexError, RuntimeError)):
+        buffer.add(rows[:, None], np.ones((1, 1)), np.ones(1), rows[:, None], np.zeros(1))
     # These are more than it holds.
     buffer.add(*(torch.full((12, *field.shape[1:]), 7.0) for field in buffer.data))
     assert (buffer.data.obs == 7).all()
@@ -296,6 +299,28 @@ def test_actions_are_mapped_to_the_bounds():
     # In single precision -1 + (0.1 - -1) is more than 0.1.
     space = gym.spaces.Box(np.float32([-1.0]), np.float32([0.1]))
     assert dacer.to_env(torch.ones(1, 1), space)[0] in space
+
+
+def test_an_agent_acts_for_one_observation_or_many():
+    agent = small_agent(dacer)
+    assert agent.act(np.ones((5, OBS_DIM))).shape == (5, ACT_DIM)
+    assert agent.act(np.ones(OBS_DIM)).shape == (1, ACT_DIM)
+
+
+def test_a_part_that_a_reader_adds_learns():
+    """All that has gradients is stepped, with the networks' learning rate, and log_alpha with its
+    own."""
+
+    class WithEncoder(dacer.Agent):
+        def to(self, *where):  # Where __init__ calls it, all parts are there.
+            self.encoder = nn.Linear(2, 2)
+            return super().to(*where)
+
+    agent = WithEncoder(OBS_DIM, ACT_DIM, small_agent(dacer).args)
+    networks, alpha = ({*map(id, group["params"])} for group in agent.optimizer.param_groups)
+    learning = agent.encoder, agent.policy, agent.critic
+    assert networks == {id(p) for part in learning for p in part.parameters()}
+    assert alpha == {id(agent.log_alpha)}
 
 
 def test_an_actor_takes_one_observation_or_many():

@@ -377,7 +377,7 @@ class Fails(Track):
 
     copies = 0
 
-    def __init__(self, how="raises", where="step", spared=0):
+    def __init__(self, how, where="step", spared=0):
         super().__init__()
         self.how, self.steps, self.resets = how, 0, 0
         self.where = where if Fails.copies >= spared else "nowhere"
@@ -386,8 +386,6 @@ class Fails(Track):
             self.fail()
 
     def fail(self):
-        if self.how == "raises":
-            raise RuntimeError("the simulator diverged")
         if self.how == "raises a lock":  # which cannot be pickled
             error = RuntimeError("simulator lost")
             error.lock = threading.Lock()
