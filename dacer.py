@@ -13,8 +13,8 @@ x_T ~ N(0, I) and denoises it in the steps t = T..1:
     a       = clip(x_0 + alpha lambda N(0, I), -1, 1)    (lambda: noise_scale; evaluations: a = x_0)
 
 with beta_t = 1 - exp(-0.1 / T - 9.9 (2t - 1) / (2 T^2)) and abar_t = prod_{i <= t} (1 - beta_i).
-Unlike SAC's, alpha is in no loss term: it scales the exploration noise, which the losses' a and a'
-get, too. Critics learn in every update, policy and targets in every 2nd, alpha in every
+Unlike SAC's, alpha is in no loss term: it scales the exploration noise, also of the losses' a and
+a'. Critics learn in every update, policy and targets in every 2nd, alpha in every
 entropy_interval-th. An update computes all gradients before any parameter moves:
 
     critics:  the means m_i(s, a) and stds sigma_i(s, a), i = 1, 2, of the return by DSAC's loss,

@@ -148,11 +148,13 @@ def test_links(page):
             ]
 
 
-def test_functions_in_the_table_exist():
+@pytest.mark.parametrize("page", ["README.md", "changing.md"])
+def test_functions_in_the_table_exist(page):
     (table,) = re.findall(
-        r"^\| [^\n]* \| where it is \|\n(.*?)\n\n", README, re.MULTILINE | re.DOTALL
+        r"^\| [^\n]* \| where it is \|.*?\n(.*?)\n\n", PAGES[page], re.MULTILINE | re.DOTALL
     )
-    places = " ".join(row.split(" | ")[-1] for row in table.splitlines())
+    places = " ".join(row.split(" | ")[1] for row in table.splitlines())
+    assert places.count("`") > 15
     for name in re.findall(r"`([\w.]+)`", places):
         owner, _, attribute = name.rpartition(".")
         assert hasattr(getattr(dacer_v2, owner) if owner else dacer_v2, attribute), name
