@@ -77,6 +77,45 @@ def table(runs: pd.DataFrame) -> str:
             minutes += " (GPU)"
         shown = [cells.get(goals, "-") for goals in ("4", "5", "6")]
         rows.append([label, updates, minutes, *shown, below])
+    header = "algorithm | updates | minutes | 4 goals | 5 goals | 6 goals | below the best return"
+    return report.table(header, rows)
+
+
+def best_values(gamma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The best values, (2001,), at distances of 0 to 8 from the only goal; both, and the lengths of
+    a step, (1001,). Value iteration over the distance, as straight ways are the best."""
+    distance = np.linspace(0, 8, 2001)
+    length = np.linspace(0, 1, 1001)
+    after = np.abs(distance[:, None] - length)  # (2001, 1001)
+    arrived = after < multigoal_env.ARRIVAL
+    reward = -multigoal_env.ACTION_COST * length**2 - after**2 + multigoal_env.GOAL_REWARD * arrived
+    value = np.zeros(len(distance))
+    for _ in range(multigoal_env.MAX_STEPS):
+        later = np.where(arrived, 0, np.interp(after, distance, value))
+        value = (reward + gamma * later).max(1)
+    return distance, value, length
+
+
+def best_return() -> float:
+    """The best return from the origin: -110.0."""
+    distance, value, _ = best_values(gamma=1)
+    return np.interp(multigoal_env.GOAL_RADIUS, distance, value)
+
+
+def limit() -> str:
+    """What the best first step is worth towards a goal, and between two."""
+    distance, value, length = best_values(gamma=0.99)
+    rows = []
+    for goals in (4, 5, 6, 8, 12):
+        radius, found = multigoal_env.GOAL_RADIUS, []
+        for angle in (0, np.pi / goals):  # from the direction of the nearest goal
+            after = np.sqrt(radius**2 + length**2 - 2 * radius * length * np.cos(angle))
+            later = np.interp(after, distance, value)
+            cost = multigoal_env.ACTION_COST * length**2
+            found.append((-cost - after**2 + 0.99 * later).max())
+        towards, between = found
+        row = [goals, f"{towards:.1f}", f"{between:.1f}", f"{towards - between:.1f}"]
+        rows.append([*row, f"{between / towards - 1:.0%}"])
     header = "goals | towards a goal | between two goals | depth of the valley"
     header += " | its share of the value"
     told = f"The best return from the origin is {best_return():.1f}. With a discount of 0.99, the"
