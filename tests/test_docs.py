@@ -33,6 +33,7 @@ PUBLISHED = {
     "goals4-v2-T5-eta2-w1-2": dacer_v2,
     "goals4-dacer-T20-3": dacer,
     "cheetah1-dacer-T5-1": dacer,
+    "cheetah1-v2-T5-1": dacer_v2,
     "hopper-v2-T5-eta0.01-1": dacer_v2,
 }
 PUBLISHED |= {"ant-v2-T5-eta0.01-1": dacer_v2}
@@ -240,9 +241,9 @@ def test_published_policies(name):
     agent = algo.load_agent(folder)
     assert algo.Args(**saved | {"compile": False, "hidden_sizes": (256,) * 3}) == agent.args
     target = agent.target_critic.state_dict()  # for those who train it further
-    assert all(
-        torch.equal(weight, target[name]) for name, weight in agent.critic.state_dict().items()
-    )
+    for weights, critic in agent.critic.state_dict().items():
+        is_left_out = critic.isnan().all() and target[weights].isnan().all()
+        assert is_left_out or torch.equal(critic, target[weights])
     returns, scores = evaluate(algo, agent.policy, agent.args, 1)
     # An ant may fall once in ten episodes.
     likely = max(2 * told["std"], 0.2 * abs(told["return"]))
