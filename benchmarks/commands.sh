@@ -28,6 +28,9 @@ python dacer_v2.py --env-id Humanoid-v4
 python dacer_v2.py --env-id Humanoid-v5 \
     --env-kwargs '{"include_cfrc_ext_in_observation": false, "contact_cost_weight": 0}'
 
+# Walker2d-v4, with the defaults, and stopped before
+python dacer_v2.py --env-id Walker2d-v4
+
 # HalfCheetah-v4 with one environment, and stopped before
 python dacer_v2.py --env-id HalfCheetah-v4 $ONE_ENVIRONMENT
 python dacer.py --env-id HalfCheetah-v4 $ONE_ENVIRONMENT --diffusion-steps 5
