@@ -43,7 +43,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import closing, nullcontext, suppress
+from contextlib import ExitStack, closing, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
@@ -456,10 +456,8 @@ def compile_agent(agent: Agent) -> None:
 
 TIMEOUT = 600.0  # seconds for a reset or step in other processes
 EVAL_STEPS = 10_000  # longest evaluated episode, if a task sets no more
-LIMIT = """set a limit: --env-kwargs '{"max_episode_steps": 1000}'"""
-# On resuming these may change.
-CHANGE_RESULTS = {"seed", "device", "compile", "checkpoint_interval", "buffer_size"}
-MAY_CHANGE = {"async_envs", "eval_episodes", "exp_name", "total_timesteps"} | CHANGE_RESULTS
+MAY_CHANGE = {"seed", "device", "compile", "checkpoint_interval", "buffer_size", "eval_episodes"}
+MAY_CHANGE_ON_RESUME = MAY_CHANGE | {"async_envs", "exp_name", "total_timesteps"}
 
 
 def say(text: str) -> None:
@@ -508,6 +506,7 @@ class Plain(gym.wrappers.FlattenObservation):
         flat, space = self.observation_space, self.action_space
         boxes = all(isinstance(x, gym.spaces.Box) for x in (flat, space))
         if not boxes or space.dtype.kind != "f" or np.abs([space.low, space.high]).max() > 1e9:
+            self.close()
             what = f"no vector and bounded Box of real actions, but {flat} and {space}"
             raise ValueError(f"{args.env_id}: {what}; see gymnasium.wrappers.TransformAction")
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, flat.shape)  # Bounds may vary.
@@ -515,7 +514,8 @@ class Plain(gym.wrappers.FlattenObservation):
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple:
         if seed is not None:  # Tasks may draw from these.
-            for set_seed in (random.seed, np.random.seed, torch.manual_seed):
+            spaces = self.action_space.seed, self.unwrapped.observation_space.seed
+            for set_seed in (random.seed, np.random.seed, torch.manual_seed, *spaces):
                 set_seed(seed + 1)  # not the agent's
         return self.call(super().reset, seed=seed, options=options)[0], {}
 
@@ -540,19 +540,19 @@ class InParallel(gym.vector.AsyncVectorEnv):
 
     def _check_spaces(self) -> None:
         """Waits for each task's answer. Gymnasium's has no limit."""
-        self.call_async("render_mode")
-        self.call_wait(TIMEOUT)
+        self.get_attr("render_mode")
         super()._check_spaces()
 
-    def reset_wait(self, **_) -> tuple:
-        return super().reset_wait(TIMEOUT)
+    def _poll_pipe_envs(self, _: float | None) -> bool:
+        """In two halves: one may pass while all processes are suspended."""
+        return any(map(super()._poll_pipe_envs, (TIMEOUT / 2, TIMEOUT / 2)))
 
     def close_extras(self, **_) -> None:
         """Asks each process to close its task; kills what has not ended in time."""
         for pipe in self.parent_pipes:
             with suppress(OSError, AttributeError):  # of a process that has ended
                 pipe.send(("close", None))
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         for process in self.processes:
             process.join(max(0, deadline - time.monotonic()))
             process.kill()
@@ -560,9 +560,13 @@ class InParallel(gym.vector.AsyncVectorEnv):
 
 def make_envs(args: Args, num_envs: int, parallel: bool = False) -> VectorEnv:
     """Copies of the task. One that is done is reset in the same step."""
-    vectorize = InParallel if parallel else gym.vector.SyncVectorEnv
-    makers = [lambda: Plain(args)] * num_envs
-    return vectorize(makers, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
+    if parallel:
+        return InParallel([lambda: Plain(args)] * num_envs, autoreset_mode="SameStep")
+    with ExitStack() as made:  # If one fails, this closes the others.
+        makers = [lambda: made.enter_context(closing(Plain(args)))] * num_envs
+        envs = gym.vector.SyncVectorEnv(makers, autoreset_mode="SameStep")
+        made.pop_all()
+    return envs
 
 
 def to_env(action: Tensor, space: gym.spaces.Box) -> np.ndarray:
@@ -614,12 +618,12 @@ def evaluate(act: Callable, envs: VectorEnv, episodes: int, seed: int) -> tuple:
             if not running.any():
                 break
         if running.any():
-            say(f"{running.sum()} episodes were cut after {step + 1} steps; {LIMIT}")
+            say(f"{running.sum()} episodes were cut after {step + 1} steps: set max_episode_steps")
         rounds.append(returns)
     returns = np.concatenate(rounds)[:episodes]
     scores = {"episodic_return": float(returns.mean()), "episodic_return_std": float(returns.std())}
     task = envs.envs[0].unwrapped
-    own = task.policy_report(act) if hasattr(type(task), "policy_report") else {}
+    own = envs.envs[0].call(task.policy_report, act) if hasattr(type(task), "policy_report") else {}
     return returns, own | scores
 
 
@@ -717,12 +721,11 @@ def make_agent(args: Args, obs_dim: int, act_dim: int) -> Agent:
     return agent
 
 
-def check_changes(args: Args, saved: dict, may_change: set[str]) -> set[str]:
-    """Arguments that differ from a saved run's. ValueError for one that may not."""
+def check_changes(args: Args, saved: dict, may_change: set[str]) -> None:
+    """ValueError if an argument that may not change differs from a saved run's."""
     changed = {name for name, value in saved.items() if getattr(args, name) != value}
     if refused := changed - may_change:
         raise ValueError(f"the run was made with other arguments: {', '.join(sorted(refused))}")
-    return changed
 
 
 def load_run(folder: Path, agent: Agent, buffer: ReplayBuffer) -> tuple[int, float]:
@@ -737,7 +740,7 @@ def load_run(folder: Path, agent: Agent, buffer: ReplayBuffer) -> tuple[int, flo
     if buffer.capacity != saved["args"]["buffer_size"]:  # Keep the latest, the oldest first.
         rows = [field.roll(-count, 0)[-buffer.capacity :] for field in rows]
         count = len(rows[0])
-    buffer.count = 0  # The rows hold offline data, too.
+    buffer.count = 0  # They hold offline data, too.
     buffer.add(*rows)
     buffer.count = count
     return saved["step"], saved["best"]
@@ -748,8 +751,7 @@ def main(args: Args, run_dir: Path) -> None:
     folder = Path(run_dir).absolute()  # A task may change directories.
     saved = load_checkpoint(folder / "checkpoint.pt")["args"] if any(folder.glob("*.pt")) else {}
     args = replace(resolve(args, **saved), resume=None)
-    if check_changes(args, saved, MAY_CHANGE) & CHANGE_RESULTS:
-        say("results will differ from those of the unchanged run")
+    check_changes(args, saved, MAY_CHANGE_ON_RESUME)
     with closing(make_envs(args, args.num_envs, args.async_envs)) as envs:
         check_finite(0, {"obs": envs.reset(seed=derive_seed(args.seed))[0]})
         obs_dim = envs.single_observation_space.shape[0]
@@ -774,12 +776,10 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: VectorEnv, beg
     warmup, last = args.learning_starts // n, args.total_timesteps // n
     size = sum(field.nbytes for field in buffer.data) / 1e9
     say(f"{folder}: {first * n:,} of {last * n:,} steps, replay buffer of up to {size:.2f} GB")
-    if (envs.get_attr("max_steps")[0] or math.inf) > args.checkpoint_interval:
-        say(f"resets cut episodes of over {args.checkpoint_interval} steps; {LIMIT}")
     start = time.monotonic()
-    eval_envs = make_envs(args, min(args.eval_episodes, n)) if args.eval_episodes else None
     writer = SummaryWriter(folder, purge_step=first * n + 1)  # hides later logs
-    with writer, closing(eval_envs) if eval_envs else nullcontext():
+    eval_envs = make_envs(args, min(args.eval_episodes, n)) if args.eval_episodes else None
+    with writer, closing(eval_envs) if eval_envs else ExitStack():
         for step in range(first, last + 1):
             update = step - warmup  # negative in the warm-up
             steps = (step + 1) * n  # environment steps
@@ -806,7 +806,7 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: VectorEnv, beg
             if update >= 0:
                 action = agent.act(obs)
             else:
-                action = torch.empty(n, agent.dims[1], device=args.device)
+                action = agent.log_alpha.new_empty(n, agent.dims[1])
                 action.uniform_(-1, 1, generator=agent.rng)
             check_finite(steps, {"obs": obs, "action": action})
             sent = to_env(action, space)
@@ -818,7 +818,7 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: VectorEnv, beg
                 stats |= agent.update(buffer.sample(args.batch_size, agent.rng), update)
 
             # Step and store.
-            result = envs.step_wait(TIMEOUT) if args.async_envs else envs.step(sent)
+            result = envs.step_wait() if args.async_envs else envs.step(sent)
             next_obs, reward, terminated, truncated, infos = result
             done = terminated | truncated
             successor = next_obs.copy()
@@ -875,7 +875,7 @@ def run() -> None:
         return main(args, Path("runs", name.replace("/", "_")))
     saved = load_checkpoint(args.evaluate)["args"]
     args = tyro.cli(Args, default=Args(**saved))
-    check_changes(args, saved, {"evaluate", "env_kwargs", "eval_episodes"} | CHANGE_RESULTS)
+    check_changes(args, saved, MAY_CHANGE | {"evaluate", "env_kwargs"})
     args = resolve(args)
     args.env_kwargs = json.dumps(json.loads(saved["env_kwargs"]) | json.loads(args.env_kwargs))
     policy, seed = load_agent(args.evaluate, args.device).policy, derive_seed(args.seed)

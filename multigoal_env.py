@@ -157,7 +157,7 @@ class Run:
     """
 
     def __init__(self, folder: Path):
-        import torch
+        import torch  # which the task alone does not need
 
         file = folder / ("last.pt" if (folder / "last.pt").exists() else "best.pt")
         try:

@@ -65,6 +65,8 @@ def main(args: Args) -> Path:
     counts = args.total_timesteps, args.eval_interval, args.eval_episodes
     if min(counts) < 1 or args.seed < 0 or (args.num_envs or 0) < 0:
         raise ValueError("--seed must be 0 or more, and the other numbers 1 or more")
+    if not args.env_kwargs.lstrip().startswith("{"):
+        raise ValueError("--env-kwargs must be a JSON object")
     # An error here says that the task is none for dacer.py.
     eval_envs = dacer.make_envs(dacer.Args(args.env_id, args.env_kwargs), args.eval_episodes)
     task = args.env_id.split(":")[-1]
@@ -122,7 +124,7 @@ def main(args: Args) -> Path:
 if __name__ == "__main__":
     try:
         print(main(tyro.cli(Args)))
-    except (ImportError, OSError, TypeError, ValueError, RuntimeError) as error:
+    except (ImportError, OSError, ValueError, RuntimeError) as error:
         is_missing = isinstance(error, ImportError)
         advice = "; pip install -r benchmarks/requirements.txt" if is_missing else ""
         print(f"baselines.py: error: {error}{advice}", file=sys.stderr)

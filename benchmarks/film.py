@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 @dataclass
 class Args:
-    run: tyro.conf.Positional[Path]  # folder of a run
+    run: tyro.conf.Positional[Path]  # folder of a run, or a policy in it: best.pt
     out: tyro.conf.Positional[Path]  # picture to write: .webp or .gif
     first: int = 30  # step of the first frame
     last: int = 140  # step of the last frame
@@ -41,7 +41,9 @@ def main(args: Args) -> None:
         raise ValueError("--first must be 0 or more, and --last no smaller")
     if args.out.suffix.lower() not in (".webp", ".gif"):
         raise ValueError(f"{args.out} must end with .webp or .gif")
-    file = args.run / ("last.pt" if (args.run / "last.pt").exists() else "best.pt")
+    file = args.run
+    if file.is_dir():
+        file /= "last.pt" if (file / "last.pt").exists() else "best.pt"
     # The script that made the run: dacer, dacer_v2, or a changed one beside them
     made_by = torch.load(file, "cpu", weights_only=True, mmap=True)["algorithm"]
     script = importlib.import_module(made_by)

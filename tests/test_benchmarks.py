@@ -19,6 +19,7 @@ from helpers import ROOT, evaluate, program, shell
 
 import dacer
 import dacer_v2
+from multigoal_env import MultiGoalEnv
 
 
 @pytest.fixture
@@ -124,7 +125,7 @@ BAD = {
     "--total-timesteps 0": "the other numbers 1 or more",
     "--num-envs -1": "the other numbers 1 or more",
     "--seed -1": "--seed must be 0 or more",
-    "--env-kwargs [1]": "must be a mapping",
+    "--env-kwargs [1]": "--env-kwargs must be a JSON object",
 }
 
 
@@ -191,9 +192,36 @@ def test_film(work):
     ended = shell(*film, "--first", 9, "--last", 8)
     assert ended.err == "film.py: error: --first must be 0 or more, and --last no smaller\n"
     kwargs = '{"max_episode_steps": 20}'
-    slow = film[0], film[1], "goals.gif", "--first", 0, "--task-kwargs", kwargs
-    assert shell(*slow).code == 0
+    policy = film[1] / "best.pt"
+    assert shell(film[0], policy, "goals.gif", "--first", 0, "--task-kwargs", kwargs).code == 0
     ended = shell(*film, "--every", 0)
     assert (ended.code, ended.err) == (2, "film.py: error: --every must be 1 or more\n")
     ended = shell(*film[:2], "goals.mp4")
     assert ended.err == "film.py: error: goals.mp4 must end with .webp or .gif\n"
+
+
+def test_films_that_cannot_be_made(work, monkeypatch):
+    """Frames of a .gif take multiples of 10 ms, and pictures may need a display."""
+    pytest.importorskip("PIL.Image")
+    run = ROOT / "runs/goals4-v2-T5-eta2-w1-2"
+    film = ROOT / "benchmarks/film.py", run, "goals.gif", "--first", 0, "--task-kwargs", "{}"
+    monkeypatch.setitem(MultiGoalEnv.metadata, "render_fps", 125)
+    ended = program(*film)
+    assert ended.code == 2
+    assert ended.err.startswith("film.py: error: frames of a .gif take multiples of 10 ms")
+
+    def render(env):
+        raise RuntimeError("no OpenGL context")
+
+    monkeypatch.setattr(MultiGoalEnv, "render", render)
+    ended = program(*film)
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert ended.err.endswith(". Without a display, set MUJOCO_GL=egl\n")
+    assert not list(work.iterdir())
+
+
+def test_measuring_nothing_is_refused(work):
+    ended = program(ROOT / "benchmarks/speed.py", "--turns", 0)
+    assert (ended.code, ended.err) == (2, "speed.py: error: --turns must be 1 or more\n")
+    assert program(ROOT / "benchmarks/speed.py", "--tasks", "Walker").code == 2
+    assert not list(work.iterdir())

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("seaborn")
 import multigoal
 import report
-from helpers import ROOT
+from helpers import ROOT, program
 from torch.utils.tensorboard import SummaryWriter
 
 ARGS = {
@@ -317,6 +317,14 @@ def test_runs_are_found_below_a_folder(tmp_path, tables, capsys):
     report.main((tmp_path / "runs",), tmp_path / "out")
     (said,) = capsys.readouterr().err.splitlines()
     assert f"{tmp_path / 'runs/begun'} is left out" in said
+
+
+def test_a_report_that_cannot_be_written(tmp_path):
+    make_run(tmp_path / "runs/one", [5, 6])
+    (tmp_path / "file").touch()
+    ended = program(ROOT / "benchmarks/report.py", tmp_path / "runs", "--out", tmp_path / "file")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert ended.err.startswith("report.py: error: ")
 
 
 def test_runs_behind_a_link_are_found(tmp_path):

@@ -65,6 +65,7 @@ CHANGED = [
     {"policy_frequency": 3},
     {"env_id": "toy_envs:Global-v0"},  # generators that the task shares
     {"env_id": "user_envs:Draws-v0"},
+    {"env_id": "user_envs:SamplesSpaces-v0"},
     {"checkpoint_interval": 7},
 ]
 
@@ -162,11 +163,17 @@ def test_what_was_in_the_buffer_before_training_is_not_doubled(algo, tiny_args, 
         assert torch.equal(old, new[: len(old)])
 
 
-KEEP_THE_BITS = [{"eval_episodes": 1}, {"async_envs": True}]
-CHANGE_THE_BITS = [{"compile": False}, {"checkpoint_interval": 7}, {"buffer_size": 70}, {"seed": 3}]
+MAY_CHANGE = [
+    {"eval_episodes": 1},
+    {"async_envs": True},
+    {"compile": False},
+    {"checkpoint_interval": 7},
+    {"buffer_size": 70},
+    {"seed": 3},
+]
 
 
-@pytest.mark.parametrize("change", KEEP_THE_BITS + CHANGE_THE_BITS)
+@pytest.mark.parametrize("change", MAY_CHANGE)
 def test_what_may_change(algo, tiny_args, change):
     """A run whose evaluation, simulation or compiler fails can go on without it."""
     run_dir = train(algo, tiny_args(**REACH))
@@ -176,7 +183,6 @@ def test_what_may_change(algo, tiny_args, change):
     ended = command(algo, "--resume", run_dir, *words(**change), "--total-timesteps", 160)
     assert ended.code == 0, ended.err
     assert algo.load_checkpoint(run_dir / "checkpoint.pt")["step"] == 80
-    assert ("those of the unchanged run" in ended.out) == (change in CHANGE_THE_BITS)
 
 
 def test_arguments_that_would_change_the_run(algo, tiny_args):

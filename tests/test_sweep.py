@@ -99,7 +99,9 @@ def test_an_empty_grid():
 
 
 def test_bad_grid():
+    Path("broken.py").write_text("def")
     bad = {
+        str(Path("broken.py").absolute()): "not a script that trains",
         "ppo.py": "not a script that trains",
         "dacer.py --exp-name 'a": "No closing quotation",
         "": "not a script that trains",

@@ -165,18 +165,12 @@ def test_an_evaluation_ends(algo, run, monkeypatch):
     ended = run("Endless")
     assert ended.code == 0
     assert "2 episodes were cut after 30 steps" in ended.out
-    assert algo.LIMIT in ended.out
+    assert "set max_episode_steps" in ended.out
     cured = command(algo, "--evaluate", the_run(), "--env-kwargs", '{"max_episode_steps": 20}')
     assert cured.code == 0
     assert "were cut" not in cured.out
     longer = command(algo, "--evaluate", the_run(), "--env-kwargs", '{"max_episode_steps": 40}')
     assert "were cut" not in longer.out
-
-
-def test_episodes_longer_than_the_checkpoint_interval_are_announced(run):
-    short = {"checkpoint_interval": 15, "eval_episodes": 0, "total_timesteps": 42}
-    assert "resets cut episodes of over 15 steps" in run("Endless", **short).out
-    assert "resets cut" not in run("Endless", {"max_episode_steps": 15}, **short).out
 
 
 def test_evaluations_share_no_episodes(algo, run, monkeypatch):
@@ -286,6 +280,20 @@ def test_a_task_that_cannot_be_made(run, how):
     assert not Path("runs").exists()
 
 
+def test_a_copy_that_cannot_be_made(run):
+    """Those before it are closed."""
+    refused(run("Ports", num_envs=5), "the task raised OSError: port 3 is in use")
+    assert user_envs.Ports.in_use == 0
+    ended = run("Ports", num_envs=2, eval_episodes=2)
+    assert "the task raised OSError: port 3 is in use" in ended.err
+    assert user_envs.Ports.in_use == 0
+
+
+def test_a_refused_task_is_closed(run):
+    refused(run("Ports", {"actions": 3}, num_envs=2), "no vector and bounded Box")
+    assert user_envs.Ports.in_use == 0
+
+
 NOT_FINITE = {
     ("NaN reward", "step"): "NaN or infinity in reward at step 60",
     ("huge reward", "step"): "NaN or infinity in reward at step 60",
@@ -352,7 +360,6 @@ def test_a_rare_failure_is_passed_with_another_seed(algo, run):
     again = command(algo, "--resume", run_dir)
     failed(again, run_dir, what)
     others = [command(algo, "--resume", run_dir, "--seed", seed) for seed in (2, 3, 4)]
-    assert all("those of the unchanged run" in other.out for other in others)
     assert any(what not in other.err for other in others)
 
 
@@ -450,6 +457,18 @@ def test_a_task_of_ones_own(algo, work, monkeypatch):
         asked = command(algo, "--evaluate", the_run(), "--env-kwargs", json.dumps(new))
         assert asked.code == 0, asked.err
         assert json.loads(made.pop().env_kwargs) == {"ending": "terminate"} | new
+
+
+def test_scores_that_end_the_process(run):
+    failed(run("QuitsScoring"), the_run(), "the task raised SystemExit")
+
+
+def test_a_task_that_closes_slowly(run):
+    ended = run("ClosesSlowly", async_envs=True, eval_episodes=0)
+    assert ended.code == 0, ended.err
+    in_main = Path(f"closed-{os.getpid()}")  # the copy that tells the spaces
+    assert in_main.exists()
+    assert len(list(Path().glob("closed-*"))) == 3
 
 
 def test_a_reset_that_hangs(algo, run, monkeypatch):

@@ -325,6 +325,22 @@ class Draws(Track):
         return torch.empty(2).uniform_(-1, 1).numpy(), {}
 
 
+class SamplesSpaces(Track):
+    """Draws from its own spaces."""
+
+    def __init__(self):
+        super().__init__()
+        self.observation_space = gym.spaces.Box(-1, 1, (2,))
+
+    def reset(self, **kwargs):
+        super().reset(**kwargs)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        _, *rest = super().step(action)
+        return np.repeat(self.action_space.sample(), 2), *rest
+
+
 class Dataset:
     """Data that counts how often they are copied."""
 
@@ -456,6 +472,42 @@ class StaticScores(Track):
     """Needs no task for its scores."""
 
     policy_report = staticmethod(lambda act: {"episodic_return": 1e9, "distance": 1.5})
+
+
+class QuitsScoring(Track):
+    def policy_report(self, act):
+        sys.exit()
+
+
+class ClosesSlowly(Track):
+    """As a robot that is parked."""
+
+    def close(self):
+        time.sleep(6)
+        Path(f"closed-{os.getpid()}").touch()
+
+
+class Ports(Track):
+    """Each copy takes one of three ports, as a robot or a simulator would."""
+
+    in_use = 0
+
+    def __init__(self, actions=0):
+        super().__init__()
+        if actions:
+            self.action_space = gym.spaces.Discrete(actions)
+        if Ports.in_use == 3:
+            raise OSError("port 3 is in use")
+        Ports.in_use += 1
+
+    def close(self):
+        Ports.in_use -= 1
+
+
+class Slow(Track):
+    def step(self, action):
+        time.sleep(0.1)
+        return super().step(action)
 
 
 class LockInMetadata(Track):
