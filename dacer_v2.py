@@ -539,18 +539,19 @@ class InParallel(gym.vector.AsyncVectorEnv):
     """Environments in other processes. One that hangs or dies ends the run."""
 
     def _check_spaces(self) -> None:
-        """Waits for each task's answer. Gymnasium's has no limit."""
-        self.get_attr("render_mode")
+        self.get_attr("render_mode")  # Gymnasium's has no limit.
         super()._check_spaces()
 
     def _poll_pipe_envs(self, _: float | None) -> bool:
-        """In two halves: one may pass while all processes are suspended."""
-        return any(map(super()._poll_pipe_envs, (TIMEOUT / 2, TIMEOUT / 2)))
+        """One half may pass while all processes are suspended."""
+        if not any(map(super()._poll_pipe_envs, (TIMEOUT / 2, TIMEOUT / 2))):
+            raise TimeoutError(f"no answer in {TIMEOUT} seconds")
+        return True
 
     def close_extras(self, **_) -> None:
         """Asks each process to close its task; kills what has not ended in time."""
         for pipe in self.parent_pipes:
-            with suppress(OSError, AttributeError):  # of a process that has ended
+            with suppress(OSError, AttributeError):  # of a process that ended
                 pipe.send(("close", None))
         deadline = time.monotonic() + 30
         for process in self.processes:
@@ -562,7 +563,7 @@ def make_envs(args: Args, num_envs: int, parallel: bool = False) -> VectorEnv:
     """Copies of the task. One that is done is reset in the same step."""
     if parallel:
         return InParallel([lambda: Plain(args)] * num_envs, autoreset_mode="SameStep")
-    with ExitStack() as made:  # If one fails, this closes the others.
+    with ExitStack() as made:  # closes the others if one fails
         makers = [lambda: made.enter_context(closing(Plain(args)))] * num_envs
         envs = gym.vector.SyncVectorEnv(makers, autoreset_mode="SameStep")
         made.pop_all()
@@ -722,7 +723,7 @@ def make_agent(args: Args, obs_dim: int, act_dim: int) -> Agent:
 
 
 def check_changes(args: Args, saved: dict, may_change: set[str]) -> None:
-    """ValueError if an argument that may not change differs from a saved run's."""
+    """ValueError if an argument differs from a saved run's and may not."""
     changed = {name for name, value in saved.items() if getattr(args, name) != value}
     if refused := changed - may_change:
         raise ValueError(f"the run was made with other arguments: {', '.join(sorted(refused))}")
@@ -874,9 +875,8 @@ def run() -> None:
         name = f"{task}__{args.exp_name}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
         return main(args, Path("runs", name.replace("/", "_")))
     saved = load_checkpoint(args.evaluate)["args"]
-    args = tyro.cli(Args, default=Args(**saved))
+    args = resolve(tyro.cli(Args, default=Args(**saved)))
     check_changes(args, saved, MAY_CHANGE | {"evaluate", "env_kwargs"})
-    args = resolve(args)
     args.env_kwargs = json.dumps(json.loads(saved["env_kwargs"]) | json.loads(args.env_kwargs))
     policy, seed = load_agent(args.evaluate, args.device).policy, derive_seed(args.seed)
     episodes = args.eval_episodes or 10  # A run may have 0.
