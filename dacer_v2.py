@@ -14,7 +14,7 @@ x_T ~ N(0, I) and denoises it in the steps t = T..1:
     a       = clip(x_0 + alpha lambda N(0, I), -1, 1)    (lambda: noise_scale; evaluations: a = x_0)
 
 with beta_t = 1 - exp(-0.1 / T - 9.9 (2t - 1) / (2 T^2)) and abar_t = prod_{i <= t} (1 - beta_i).
-Unlike SAC's, alpha is in no loss term: it scales the exploration noise, also of the losses' a and
+Unlike SAC's, alpha is in no loss term: it scales the exploration noise, also in the losses' a and
 a'. Critics learn in every update, policy and targets in every 2nd, alpha in every
 entropy_interval-th. An update computes all gradients before any parameter moves:
 
@@ -83,7 +83,7 @@ class Args:
     noise_scale: float | None = None  # lambda; None: by task
     hidden_sizes: tuple[int, ...] | None = None  # of hidden layers; None: by task
     learning_starts: int | None = None  # random first steps; None: by task
-    entropy_interval: int | None = None  # updates per step of alpha; None: 1/150 of all
+    entropy_interval: int | None = None  # updates per step of alpha; None: by task, run
     entropy_samples: int = 200  # actions per state for the entropy
     learning_rate: float = 1e-4  # Adam's, of policy and critics
     alpha_lr: float = 0.03  # Adam's, of log_alpha
@@ -100,7 +100,7 @@ class Args:
     evaluate: str | None = None  # a run's folder (last.pt) or best.pt
 
 
-# What replaces None, here and in resolve; MultiGoal's: this project's.
+# What replaces None; see resolve, too. MultiGoal's are our own values.
 DEFAULTS = {"noise_scale": 0.1, "hidden_sizes": (256, 256, 256), "learning_starts": 30_000}
 # eta is 0.01 or 1 in the paper, which does not name the tasks.
 DEFAULTS |= {"q_grad_weight": 0.01, "time_weight_d": -1.8}
@@ -237,7 +237,7 @@ def mixture_entropy(actions: Tensor, K: int = 3, rng: torch.Generator | None = N
 
 def k_means(actions: Tensor, K: int, rng: torch.Generator | None) -> Tensor:
     """Clusters of samples (S, n, d), one-hot (S, K, n): k-means, begun by k-means++."""
-    centres = actions[:, :1]  # (S, 1, d); the samples are in no order.
+    centres = actions[:, :1]  # (S, 1, d), as random as any other
     for _ in range(K - 1):
         distance = torch.cdist(actions, centres).amin(-1)  # (S, n), perhaps all 0
         chosen = torch.multinomial(distance.square() + 1e-20, 1, generator=rng)  # (S, 1)
@@ -391,7 +391,7 @@ class Agent(nn.Module):
         return loss, {"q_grad_loss": loss.detach(), "q_grad_norm": norm.mean()}
 
     def backward(self, batch: Batch, draws: tuple, update_policy: bool) -> tuple[Tensor, dict]:
-        """Gradients of the critics' and, if asked, the policy's loss; new omega, statistics."""
+        """Sets .grad by critics' and, if asked, policy's loss; returns new omega, statistics."""
         next_noise, z, *policy_draws = draws  # noise and, if eta > 0, t
         loss, omega, stats = self.critic_loss(batch, next_noise, z)
         if update_policy:
@@ -454,10 +454,10 @@ def compile_agent(agent: Agent) -> None:
 
 # ======== Around it: environments, evaluation, saving, training ========
 
-TIMEOUT = 600.0  # seconds for a reset or step in other processes
+TIMEOUT = 600  # seconds to wait for another process
 EVAL_STEPS = 10_000  # longest evaluated episode, if a task sets no more
 MAY_CHANGE = {"seed", "device", "compile", "checkpoint_interval", "buffer_size", "eval_episodes"}
-MAY_CHANGE_ON_RESUME = MAY_CHANGE | {"async_envs", "exp_name", "total_timesteps"}
+MAY_CHANGE_ON_RESUME = MAY_CHANGE | {"async_envs", "exp_name", "total_timesteps"}  # of a run
 
 
 def say(text: str) -> None:
@@ -514,7 +514,7 @@ class Plain(gym.wrappers.FlattenObservation):
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple:
         if seed is not None:  # Tasks may draw from these.
-            spaces = self.action_space.seed, self.unwrapped.observation_space.seed
+            spaces = self.unwrapped.action_space.seed, self.unwrapped.observation_space.seed
             for set_seed in (random.seed, np.random.seed, torch.manual_seed, *spaces):
                 set_seed(seed + 1)  # not the agent's
         return self.call(super().reset, seed=seed, options=options)[0], {}
@@ -539,11 +539,11 @@ class InParallel(gym.vector.AsyncVectorEnv):
     """Environments in other processes. One that hangs or dies ends the run."""
 
     def _check_spaces(self) -> None:
-        self.get_attr("render_mode")  # Gymnasium's has no limit.
+        self.get_attr("render_mode")  # super() has no limit
         super()._check_spaces()
 
     def _poll_pipe_envs(self, _: float | None) -> bool:
-        """One half may pass while all processes are suspended."""
+        """Two halves of TIMEOUT: one may pass while suspended."""
         if not any(map(super()._poll_pipe_envs, (TIMEOUT / 2, TIMEOUT / 2))):
             raise TimeoutError(f"no answer in {TIMEOUT} seconds")
         return True
@@ -732,7 +732,7 @@ def check_changes(args: Args, saved: dict, may_change: set[str]) -> None:
 def load_run(folder: Path, agent: Agent, buffer: ReplayBuffer) -> tuple[int, float]:
     """Loads the checkpoint into both. Returns its step and best return."""
     saved = load_checkpoint(folder / "checkpoint.pt")
-    needed = saved["step"] + (agent.args.seed != saved["args"]["seed"])  # a step for a new seed
+    needed = saved["step"] + (agent.args.seed != saved["args"]["seed"])  # new seed: 1 step more
     if needed * agent.args.num_envs > agent.args.total_timesteps:
         raise ValueError("--total-timesteps: the run has no step left")
     agent.load_state_dict(saved["agent"])
@@ -741,7 +741,7 @@ def load_run(folder: Path, agent: Agent, buffer: ReplayBuffer) -> tuple[int, flo
     if buffer.capacity != saved["args"]["buffer_size"]:  # Keep the latest, the oldest first.
         rows = [field.roll(-count, 0)[-buffer.capacity :] for field in rows]
         count = len(rows[0])
-    buffer.count = 0  # They hold offline data, too.
+    buffer.count = 0  # Rows hold offline data, too.
     buffer.add(*rows)
     buffer.count = count
     return saved["step"], saved["best"]
@@ -807,7 +807,7 @@ def train(folder: Path, agent: Agent, buffer: ReplayBuffer, envs: VectorEnv, beg
             if update >= 0:
                 action = agent.act(obs)
             else:
-                action = agent.log_alpha.new_empty(n, agent.dims[1])
+                action = buffer.data.action.new_empty(n, agent.dims[1])
                 action.uniform_(-1, 1, generator=agent.rng)
             check_finite(steps, {"obs": obs, "action": action})
             sent = to_env(action, space)

@@ -264,6 +264,7 @@ def cells(runs: pd.DataFrame) -> dict[str, object]:
         sign = "-" if first.d < 0 else "+"
         weight = "1" if first.constant else f"exp({first.c:g} t {sign} {abs(first.d):g})"
     each = ", ".join(f"{value:{form}}" for value in runs.best) if runs.best.count() else "-"
+    differ = runs["update"].nunique() > 1  # in length: a mean of their returns says nothing
     coverage = "-"
     if runs.coverage.notna().any():
         coverage = f"{runs.coverage.mean(skipna=False):.2f}"
@@ -276,19 +277,19 @@ def cells(runs: pd.DataFrame) -> dict[str, object]:
         "T": f"{first['T']:g}",
         "eta": f"{first.eta:g}",
         "w(t)": weight,
-        "seeds": len(runs),
+        "seeds": runs.seed.nunique(),
         "seed": ", ".join(str(seed) for seed in runs.seed),
         "updates": f"{runs['update'].max():,.0f}" + (f" ({'; '.join(notes)})" if notes else ""),
         BEST: ranged(runs.best),
         "each seed": each,
         "95% interval": interval([runs.best], np.mean, form) if len(runs) > 2 else "-",
         HALF: ranged(runs.half),
-        LAST: ranged(runs["return"], runs["update"].nunique() > 1),
-        "hours": f"{runs.hours.mean():.1f}",
+        LAST: ranged(runs["return"], differ),
+        "hours": f"{runs.hours.mean(skipna=False):.1f}",
         "coverage": coverage,
         "worst seed": f"{runs.coverage.min(skipna=False):.2f}",
         "arrived, least": f"{runs.arrived.min(skipna=False):.1%}",
-        "return": f"{runs['return'].mean(skipna=False):.0f}",
+        "return": ranged(runs["return"], True) if differ else f"{runs['return'].mean():.0f}",
         "q_grad_norm": f"{runs.q_grad_norm.quantile():.2g}",
     }
 

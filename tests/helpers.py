@@ -1,6 +1,7 @@
 """What the tests share: a tiny run, the command line, failures, and what a run computed."""
 
 import io
+import multiprocessing
 import os
 import runpy
 import signal
@@ -31,6 +32,9 @@ ENVIRONMENT = {
 # TensorBoard orders a run's files by name: second, process, count. Within a second, 10 would come
 # before 9.
 event_file_writer._global_uid._value = max(event_file_writer._global_uid._value, 10_000)
+
+# Elsewhere, and since Python 3.14, a new process takes seconds.
+FORKS = multiprocessing.get_context().get_start_method() == "fork"
 
 # For tests that take `algo`: they run for each script. See conftest.py.
 both_scripts = pytest.mark.parametrize("algo", ["dacer", "dacer_v2"], indirect=True)

@@ -42,7 +42,7 @@ def test_two_threads_give_the_same_bits(compile, work):
 def test_kills(work):
     """A process is really killed, at a random moment and while it saves: the short form of what
     kill_and_resume.py does at length."""
-    short = {"env_id": "Hopper-v4", "total_timesteps": 600, "learning_starts": 200}
+    short = {"env_id": "Hopper-v4", "total_timesteps": 1200, "learning_starts": 200}
     short |= {"checkpoint_interval": 5, "eval_interval": 100, "eval_episodes": 1}
     kills = ["--script", "dacer_v2.py", "--how", "kill", "saving", "--kills", 2, "--max-seconds", 1]
     ended = shell(TESTS / "tools/kill_and_resume.py", *kills, "--", *tiny(**short), timeout=300)
@@ -77,6 +77,22 @@ def test_interrupted_at_many_moments(algo, tiny_args, changes):
     for stop in (0, 7, 8, 20, 39):
         with interrupted_at(algo, stop), pytest.raises(KeyboardInterrupt):
             train(algo, args, "stopped")
+    assert differences(whole, outcome(train(algo, args, "stopped"))) == []
+
+
+def test_interrupted_within_the_warm_up(algo, tiny_args, monkeypatch):
+    args, check_finite = tiny_args(**REACH, checkpoint_interval=10), algo.check_finite
+    whole = outcome(train(algo, args, "whole"))
+
+    def interrupted(step, values):
+        if step == 36:
+            raise KeyboardInterrupt
+        check_finite(step, values)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(algo, "check_finite", interrupted)
+        train(algo, args, "stopped")
+    assert algo.load_checkpoint("stopped/checkpoint.pt")["step"] == 10
     assert differences(whole, outcome(train(algo, args, "stopped"))) == []
 
 
@@ -182,7 +198,23 @@ def test_what_may_change(algo, tiny_args, change):
     torch.save(checkpoint, run_dir / "checkpoint.pt")
     ended = command(algo, "--resume", run_dir, *words(**change), "--total-timesteps", 160)
     assert ended.code == 0, ended.err
-    assert algo.load_checkpoint(run_dir / "checkpoint.pt")["step"] == 80
+    now = algo.load_checkpoint(run_dir / "checkpoint.pt")
+    assert now["step"] == 80
+    assert {name: now["args"][name] for name in change} == change
+
+
+def test_nothing_else_may_change(algo, tiny_args):
+    """Nothing but what resuming.md names."""
+    may_change = {"total_timesteps", "eval_episodes", "async_envs", "exp_name", "seed", "device"}
+    may_change |= {"compile", "checkpoint_interval", "buffer_size"}
+    args = algo.resolve(tiny_args(**REACH))
+    for name, value in asdict(args).items():
+        saved = asdict(args) | {name: ("not", value)}
+        if name in may_change:
+            algo.check_changes(args, saved, algo.MAY_CHANGE_ON_RESUME)
+            continue
+        with pytest.raises(ValueError, match=f"other arguments: {name}$"):
+            algo.check_changes(args, saved, algo.MAY_CHANGE_ON_RESUME)
 
 
 def test_arguments_that_would_change_the_run(algo, tiny_args):

@@ -61,6 +61,17 @@ def test_a_compiled_agent_computes_the_same(device, monkeypatch):
     for name, value in eager.state_dict().items():
         assert torch.equal(value, compiled.state_dict()[name])  # Nothing has been written to.
 
+    obs = batch.obs.cpu().numpy()
+    acted = compiled.act(obs)
+    kept = acted.clone()
+    compiled.act(-obs)
+    assert torch.equal(acted, kept)  # A CUDA graph would write over it.
+    for agent in (eager, compiled):
+        agent.rng.manual_seed(3)
+    for number in range(1, 5):  # Not 0: rounding may change the clusters of the entropy.
+        wanted, found = (agent.update(batch, number) for agent in (eager, compiled))
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+
 
 def test_a_loaded_policy_may_be_compiled(algo, tiny_args):
     """A lone observation is no other shape."""

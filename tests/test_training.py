@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
-from helpers import both_scripts, differences, evaluate, scalars, stored, train
+from helpers import (
+    both_scripts,
+    differences,
+    evaluate,
+    interrupted_at,
+    scalars,
+    stored,
+    train,
+)
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -50,6 +58,27 @@ def test_the_returns_of_training(algo, tiny_args):
     assert found == pytest.approx(episodes.mean(), abs=1e-4)
 
 
+def test_copies_whose_episodes_end_apart(algo, tiny_args):
+    """In training and in evaluations, the end of one does not touch the other."""
+    kwargs = '{"ending": "terminate", "apart": true}'
+    run_dir = train(algo, tiny_args(env_id="toy_envs:Counter-v0", env_kwargs=kwargs))
+    obs, _, reward, next_obs, terminated = stored(run_dir)
+    assert (next_obs == obs + [0, 1]).all()
+    reward, terminated = reward.reshape(60, 2), terminated.reshape(60, 2)
+    assert (terminated.sum(1) == 1).any()
+    returns = []
+    for rewards, ends in zip(reward[20:].T, terminated[20:].T):
+        episodes = np.split(rewards, np.flatnonzero(ends) + 1)
+        returns += [episode.sum() for episode in episodes[:-1]]  # The last one is under way.
+    ((_, found),) = scalars(run_dir)["charts/episodic_return"]
+    assert found == pytest.approx(np.mean(returns), abs=1e-4)
+
+    envs = algo.make_envs(algo.Args("toy_envs:Counter-v0", kwargs), 2)
+    returns, _ = algo.evaluate(lambda obs: np.full((len(obs), 1), 0.1), envs, 4, seed=1)
+    for two in np.split(returns, 2):
+        assert sorted(two) == pytest.approx([0.5, 0.6])
+
+
 def test_the_warm_up_is_uniform(algo, tiny_args):
     length = {"learning_starts": 400, "total_timesteps": 402, "eval_episodes": 0}
     action = stored(train(algo, tiny_args(env_id="toy_envs:Reach-v0", **length)))[1][:400]
@@ -71,8 +100,9 @@ def test_the_warm_up_does_not_follow_the_default_type(algo, tiny_args):
 
 def test_no_checkpoint_repeats_the_random_numbers_of_another(algo, tiny_args):
     run_dir = train(algo, tiny_args(env_id="toy_envs:Reach-v0", checkpoint_interval=5))
-    obs = stored(run_dir)[0]
+    obs, action, *_ = stored(run_dir)
     assert len(np.unique(obs, axis=0)) == len(obs) == 120
+    assert len(np.unique(action[:40], axis=0)) == 40  # those of the warm-up: four checkpoints
 
 
 OTHER_SETTINGS = {
@@ -160,6 +190,24 @@ def test_the_best_evaluation_is_kept(algo, tiny_args, monkeypatch):
     assert same(algo.load_agent(run_dir).policy.state_dict(), policies[2])
 
 
+def test_the_best_evaluation_is_remembered(algo, tiny_args, monkeypatch):
+    """By a run that goes on."""
+    returns = iter([3.0, 1.0, 2.0])
+
+    def evaluate(*_):
+        mean = next(returns)
+        return np.array([mean]), {"episodic_return": mean, "episodic_return_std": 0.0}
+
+    monkeypatch.setattr(algo, "evaluate", evaluate)
+    length = {"total_timesteps": 160, "checkpoint_interval": 10}
+    args = tiny_args(env_id="toy_envs:Reach-v0", **length)
+    with interrupted_at(algo, 35), pytest.raises(KeyboardInterrupt):
+        train(algo, args)
+    train(algo, args)
+    assert next(returns, None) is None
+    assert algo.load_checkpoint("trained/best.pt")["update"] == 20
+
+
 def test_evaluations_do_not_disturb_training(algo, tiny_args):
     runs = [
         train(algo, tiny_args(env_id="toy_envs:Reach-v0", eval_interval=n), f"every {n}")
@@ -207,6 +255,16 @@ def test_a_run_depends_on_its_seed_alone(algo, tiny_args, monkeypatch):
     first, again, other = np.split(np.array(evaluations), 3)
     assert (first == again).all()
     assert len({*first.flat, *other.flat}) == first.size + other.size
+
+
+def test_the_first_networks_depend_on_the_seed(algo, tiny_args):
+    first, again, other = (
+        algo.make_agent(algo.resolve(tiny_args(seed=seed)), 2, 2) for seed in (3, 3, 4)
+    )
+    assert same(first.state_dict(), again.state_dict())
+    for name, parameter in other.named_parameters():
+        is_bias = parameter.ndim < 2  # Biases and log_alpha begin with the same values.
+        assert is_bias or not torch.equal(parameter, first.get_parameter(name)), name
 
 
 def test_updates_are_on_what_was_stored_before(algo, tiny_args, monkeypatch):

@@ -255,12 +255,13 @@ def test_alpha_seeks_the_target_entropy(entropy, sign):
     torch.testing.assert_close(agent.log_alpha.grad, torch.tensor(entropy + 0.9 * ACT_DIM))
 
 
-def test_policy_gradient_flows_through_the_whole_chain():
+@pytest.mark.parametrize("script", [dacer, dacer_v2])
+def test_policy_gradient_flows_through_the_whole_chain(script):
     """The loss depends on x_T by way of every step, on each step's noise, and on the exploration
     noise."""
-    agent, batch = small_agent(dacer, diffusion_steps=3), small_batch(dacer)
-    noise = agent.draw(B)[2].requires_grad_()
-    agent.policy_loss(batch, noise)[0].backward()
+    agent, batch = small_agent(script, diffusion_steps=3), small_batch(script)
+    _, _, noise, *t = agent.draw(B)
+    agent.policy_loss(batch, noise.requires_grad_(), *t)[0].backward()
     assert noise.grad.abs().sum((1, 2)).gt(0).all()
 
 
@@ -282,9 +283,11 @@ def test_replay_buffer_is_a_ring():
     # Three rows for one of the other fields would be stored with it three times.
     with pytest.raises((IndexError, RuntimeError)):
         buffer.add(rows[:, None], np.ones((1, 1)), np.ones(1), rows[:, None], np.zeros(1))
-    # These are more than it holds.
-    buffer.add(*(torch.full((12, *field.shape[1:]), 7.0) for field in buffer.data))
-    assert (buffer.data.obs == 7).all()
+    # These are more than it holds: it keeps the latest.
+    rows = torch.arange(12.0)
+    buffer.add(*(rows.reshape(-1, *[1] * (field.ndim - 1)) for field in buffer.data))
+    assert all({*field.flatten().tolist()} == {7, 8, 9, 10, 11} for field in buffer.data)
+    assert (buffer.data.obs == buffer.data.next_obs).all()
 
 
 def test_actions_are_mapped_to_the_bounds():
@@ -329,6 +332,7 @@ def test_an_actor_takes_one_observation_or_many():
     act = dacer.make_actor(policy, space, seed=1)
     first = act(obs)
     assert first.shape == (5, ACT_DIM)
+    assert not np.array_equal(act(obs), first)  # It has new noise in every step.
     assert act(obs[0]) in space
     assert act(obs[:1]).shape == (1, ACT_DIM)
     assert np.array_equal(dacer.make_actor(policy, space, seed=1)(obs), first)

@@ -10,20 +10,23 @@ class Counter(gym.Env):
     """Counts its steps, so that every transition can be checked.
 
     The observation is [number of the episode, step within it], the reward the action as it
-    arrived. Episodes take 5 steps. Where `ending` is "both", the odd ones end by termination and
-    the others by truncation.
+    arrived. Episodes take 5 steps, or, where the copies are `apart`, those of every other copy 6.
+    Where `ending` is "both", the odd ones end by termination and the others by truncation.
     """
 
-    def __init__(self, ending="both"):
+    def __init__(self, ending="both", apart=False):
         self.observation_space = gym.spaces.Box(0.0, np.inf, (2,), np.float64)
         self.action_space = gym.spaces.Box(np.array([-1.0]), np.array([3.0]), dtype=np.float64)
-        self.ending, self.episode = ending, -1
+        self.ending, self.apart, self.episode = ending, apart, -1
+        self.length = 5
 
     def observe(self):
         return np.array([self.episode, self.t], np.float64)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
+        if self.apart and seed is not None:
+            self.length = 5 + seed % 2
         self.episode, self.t = self.episode + 1, 0
         return self.observe(), {}
 
@@ -31,7 +34,7 @@ class Counter(gym.Env):
         assert self.action_space.contains(action), action
         self.t += 1
         terminates = self.ending == "terminate" or (self.ending == "both" and self.episode % 2 == 1)
-        done = self.t == 5
+        done = self.t == self.length
         return self.observe(), float(action[0]), done and terminates, done and not terminates, {}
 
 
