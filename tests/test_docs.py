@@ -35,6 +35,7 @@ PUBLISHED = {
     "cheetah1-dacer-T5-1": dacer,
     "cheetah1-v2-T5-1": dacer_v2,
     "hopper-v2-T5-eta0.01-1": dacer_v2,
+    "humanoid5-v2-T5-1": dacer_v2,
 }
 PUBLISHED |= {"ant-v2-T5-eta0.01-1": dacer_v2}
 DATA = pd.concat(
@@ -238,11 +239,12 @@ def test_published_policies(name):
     update, mean, std = (float(number.replace(",", "")) for number in row)
     rows = DATA[DATA.run == name]
     (told,) = rows[rows.step / rows.num_envs - rows.learning_starts / rows.num_envs == update].iloc
-    assert (folder / "best.pt").stat().st_size < 1_000_000
+    assert (folder / "best.pt").stat().st_size < 2_000_000
     saved = json.loads((folder / "args.json").read_text())
     assert saved.pop("commit") == told.commit
     agent = algo.load_agent(folder)
-    assert algo.Args(**saved | {"compile": False, "hidden_sizes": (256,) * 3}) == agent.args
+    saved["hidden_sizes"] = tuple(saved["hidden_sizes"])
+    assert algo.Args(**saved | {"compile": False}) == agent.args
     target = agent.target_critic.state_dict()  # for those who train it further
     for weights, critic in agent.critic.state_dict().items():
         is_left_out = critic.isnan().all() and target[weights].isnan().all()
