@@ -30,6 +30,7 @@ python dacer_v2.py --env-id Humanoid-v5 \
 
 # Walker2d-v4, with the defaults, and stopped before
 python dacer_v2.py --env-id Walker2d-v4
+python dacer.py --env-id Walker2d-v4 --diffusion-steps 5
 
 # HalfCheetah-v4 with one environment, and stopped before
 python dacer_v2.py --env-id HalfCheetah-v4 $ONE_ENVIRONMENT

@@ -3,7 +3,7 @@
     python benchmarks/film.py runs/ant-v2-T5-eta0.01-1 docs/figures/ant.webp
     python benchmarks/film.py runs/goals4-v2-T5-eta2-w1-2 goals.webp --first 0 --task-kwargs '{}'
 
-The Humanoid's picture has "width": 300 in --task-kwargs.
+The Humanoid's picture has a width and height of 240, --every 3 and --last 130.
 
 It needs Pillow, which matplotlib brings, and a task that draws pictures. Without a display, MuJoCo
 needs MUJOCO_GL=egl or MUJOCO_GL=osmesa in the environment.

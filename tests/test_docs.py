@@ -36,6 +36,7 @@ PUBLISHED = {
     "cheetah1-v2-T5-1": dacer_v2,
     "hopper-v2-T5-eta0.01-1": dacer_v2,
     "humanoid5-v2-T5-1": dacer_v2,
+    "walker-v2-T5-1": dacer_v2,
 }
 PUBLISHED |= {"ant-v2-T5-eta0.01-1": dacer_v2}
 DATA = pd.concat(
