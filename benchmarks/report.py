@@ -265,6 +265,7 @@ def cells(runs: pd.DataFrame) -> dict[str, object]:
         weight = "1" if first.constant else f"exp({first.c:g} t {sign} {abs(first.d):g})"
     each = ", ".join(f"{value:{form}}" for value in runs.best) if runs.best.count() else "-"
     differ = runs["update"].nunique() > 1  # in length: a mean of their returns says nothing
+    mean = f"{runs['return'].mean(skipna=False):.0f}"
     coverage = "-"
     if runs.coverage.notna().any():
         coverage = f"{runs.coverage.mean(skipna=False):.2f}"
@@ -289,7 +290,7 @@ def cells(runs: pd.DataFrame) -> dict[str, object]:
         "coverage": coverage,
         "worst seed": f"{runs.coverage.min(skipna=False):.2f}",
         "arrived, least": f"{runs.arrived.min(skipna=False):.1%}",
-        "return": ranged(runs["return"], True) if differ else f"{runs['return'].mean():.0f}",
+        "return": ranged(runs["return"], True) if differ else mean,
         "q_grad_norm": f"{runs.q_grad_norm.quantile():.2g}",
     }
 

@@ -235,6 +235,32 @@ def test_runs_that_did_not_end_well_are_marked(tmp_path, tables):
     assert report.read_run(again)["return"].tolist() == [5] * 4 + [7] * 6
 
 
+def test_runs_of_unequal_length_have_no_mean(tmp_path, tables):
+    """Two runs of one seed are one seed. Where hours of one are unknown, so is their mean."""
+    make_run(tmp_path / "runs/first", [5, 6], **V2)
+    make_run(tmp_path / "runs/second", [7], **V2)
+    of_eta, of_returns = (
+        [row for row in tables()[name] if "yours" in row["algorithm, T"]]
+        for name in ("eta", "returns")
+    )
+    assert [(row["seeds"], row["return"]) for row in of_eta] == [("1", "6.00, 7.00")]
+    assert [row["last evaluation"] for row in of_returns] == ["6.00, 7.00"]
+
+    for unknown, shown in ((2.5, "2.0"), (np.nan, "nan")):  # nan becomes "-" in the table.
+        first, second = report.read_runs([tmp_path / "runs"])
+        parts = first.assign(hours=1.5), second.assign(hours=unknown)
+        data = pd.concat(parts, ignore_index=True)
+        runs = report.summarise(report.prepare(data.assign(yours=True)))
+        assert report.cells(runs)["hours"] == shown
+
+
+def test_a_nan_is_not_left_out_of_a_mean(tmp_path, tables):
+    for seed, last in ((1, 6.0), (2, float("nan"))):
+        make_run(tmp_path / f"runs/seed-{seed}", [5, last], seed=seed, **V2)
+    (row,) = [row for row in tables()["eta"] if "yours" in row["algorithm, T"]]
+    assert (row["seeds"], row["return"]) == ("2", "-")
+
+
 def test_a_run_under_way(tmp_path, tables):
     make_run(tmp_path / "runs/begun", [5, 6])
     (row,) = [row for row in tables()["returns"] if "yours" in row["algorithm, T"]]
